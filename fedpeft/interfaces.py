@@ -1,0 +1,200 @@
+"""The contracts. Who has read this page has understood the architecture.
+
+A run is a pipeline of five families. Each knows these contracts and nothing of the
+other families:
+
+* a :class:`PeftMethod` adds a few trainable parameters to a frozen backbone and names
+  the :class:`Operation` in which each of them takes part;
+* a :class:`PrivacyEngine` turns these operations' per-sample gradients into one clipped,
+  noised gradient a step;
+* a :class:`Compressor` turns an update into a :class:`Payload` and back;
+* an :class:`Aggregator` turns a stream of updates into one step of the server;
+* an attack (``fedpeft.attacks``) does what an adversary would do with what it sees.
+
+All variants are frozen dataclasses of hyperparameters: their fields are their section of
+the configuration file. State goes in and comes out; randomness is an argument. To change
+a variant, wrap it.
+"""
+
+import struct
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import nn
+
+from fedpeft.errors import InvalidPayload
+from fedpeft.tensors import Tensors
+
+OperationKind = Literal["low_rank", "scale_shift", "bias", "linear"]
+
+State: TypeAlias = Tensors
+"""What an aggregator carries from round to round; named tensors, so it checkpoints."""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One place where trainable parameters act: what a method tells the privacy engine.
+
+    Attributes:
+        module: the module whose ``forward`` uses the parameters.
+        kind: which per-sample rule applies (one file each in ``privacy/operations``).
+        parameters: the module's trainable parameters, by the role the kind gives them.
+    """
+
+    module: nn.Module
+    kind: OperationKind
+    parameters: dict[str, nn.Parameter]
+
+
+class PeftMethod(ABC):
+    """Adds trainable parameters to a frozen backbone."""
+
+    @abstractmethod
+    def attach(self, backbone: nn.Module) -> list[Operation]:
+        """Freezes the backbone, adds the trainable parts in place and names them.
+
+        **Guarantees**: the backbone's output is unchanged (identity at initialisation);
+        exactly the parameters of the returned operations require a gradient; random
+        initial values come from torch's global generator, which the caller seeds.
+        """
+
+
+class PrivacyEngine(ABC):
+    """Per-sample gradients -> clip -> sum -> noise -> ``.grad``, for one model."""
+
+    @abstractmethod
+    def bind(self, model: nn.Module, operations: list[Operation]) -> None:
+        """Prepares the model.
+
+        Raises:
+            ValueError: if a trainable parameter is covered by no operation, or by two.
+        """
+
+    @abstractmethod
+    def accumulate(self, losses: torch.Tensor) -> None:
+        """Adds the clipped gradients of one physical batch to the step's sum.
+
+        Args:
+            losses: one loss an example, shape ``(batch,)``, still attached to its graph.
+        """
+
+    @abstractmethod
+    def step(self) -> None:
+        """Adds noise to the sum, divides by the nominal batch size and sets ``.grad``.
+
+        A step without a single accumulated batch is a valid step: noise alone.
+        """
+
+
+@dataclass(frozen=True)
+class Payload:
+    """A compressed update as it travels.
+
+    Attributes:
+        codec: the compressor's name.
+        version: the version of the codec's format.
+        header: what the decoder needs beside the template (counts, scales); a few bytes.
+        body: the coded symbols.
+    """
+
+    codec: str
+    version: int
+    header: bytes
+    body: bytes
+
+    def to_bytes(self) -> bytes:
+        """Serialises: magic, version, lengths, header, body and a CRC-32 of it all."""
+        codec = self.codec.encode()
+        lengths = struct.pack(
+            "<BBHI", self.version, len(codec), len(self.header), len(self.body)
+        )
+        content = b"FP" + lengths + codec + self.header + self.body
+        return content + struct.pack("<I", zlib.crc32(content))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Payload":
+        """Reads what :meth:`to_bytes` wrote.
+
+        Raises:
+            InvalidPayload: for anything else. Nothing is allocated beyond `data`.
+        """
+        if len(data) < 14 or data[:2] != b"FP":
+            raise InvalidPayload(f"Expected a payload, got {len(data)} other bytes.")
+        content, checksum = data[:-4], struct.unpack("<I", data[-4:])[0]
+        if zlib.crc32(content) != checksum:
+            raise InvalidPayload("The payload's checksum is wrong: bytes were altered.")
+        version, codec_size, header_size, body_size = struct.unpack(
+            "<BBHI", content[2:10]
+        )
+        codec_end = 10 + codec_size
+        header_end = codec_end + header_size
+        if header_end + body_size != len(content):
+            raise InvalidPayload("The payload's parts do not add up to its length.")
+        codec = content[10:codec_end].decode("ascii", errors="replace")
+        return cls(codec, version, content[codec_end:header_end], content[header_end:])
+
+
+class Compressor(ABC):
+    """Turns an update into a payload and back."""
+
+    @abstractmethod
+    def compress(self, update: Tensors, rng: torch.Generator) -> Payload:
+        """Compresses finite tensors.
+
+        Raises:
+            ValueError: if a value is not finite.
+        """
+
+    @abstractmethod
+    def decompress(self, payload: Payload, like: Tensors) -> Tensors:
+        """Restores tensors with the names, shapes and dtypes of `like`.
+
+        **Guarantees**: memory is bounded by a small multiple of `like` and the payload;
+        the result is finite.
+
+        Raises:
+            InvalidPayload: for anything that ``compress`` of such tensors cannot give.
+        """
+
+    @abstractmethod
+    def entropy_bits(self, payload: Payload, like: Tensors) -> float:
+        """Returns the information content of the payload's symbols, in bits.
+
+        The bound that a lossless coder of the same symbols could reach.
+        """
+
+
+@dataclass(frozen=True)
+class Update:
+    """One client's answer, decoded.
+
+    Attributes:
+        tensors: local minus global trainable state, to be added.
+        num_examples: the client's number of examples; None wherever privacy is claimed,
+            since the number is private.
+    """
+
+    tensors: Tensors
+    num_examples: int | None = None
+
+
+class Aggregator(ABC):
+    """Turns the updates of a round into the tensors to add to the server's state."""
+
+    @abstractmethod
+    def init(self, like: Tensors) -> State:
+        """Returns the state before the first round."""
+
+    @abstractmethod
+    def aggregate(
+        self, updates: Iterable[Update], state: State
+    ) -> tuple[Tensors, State]:
+        """Consumes the stream once and returns the step tensors and the next state.
+
+        Raises:
+            ValueError: if the stream is empty.
+        """
