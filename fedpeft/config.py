@@ -227,7 +227,8 @@ class RunConfig(Section):
 
     def to_toml(self) -> str:
         """Returns the file that :meth:`from_toml` reads back to an equal config."""
-        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+        text: str = tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+        return text
 
     @classmethod
     def from_toml(cls, text: str, overrides: Iterable[str] = ()) -> "RunConfig":
@@ -318,12 +319,16 @@ def _one_line(error: ValidationError, model: Any, section: str = "") -> str:
     path = [str(part) for part in first["loc"]]
     if section:
         path = [section, *path]
-    where = f"[{'.'.join(path[:-1])}] {path[-1]}" if len(path) > 1 else "".join(path)
+    *sections, key = path or [""]
+    # A complaint about a section as a whole names no key of it.
+    whole = first["type"] == "value_error" and (section or len(path) == 1)
+    where = f"[{'.'.join(path)}]" if whole else f"[{'.'.join(sections)}] {key}"
+    where = where.removeprefix("[] ")
     if first["type"] == "extra_forbidden":
         return f"{where}: unknown key{_nearest(path[-1], _known_keys(model, path))}."
     if first["type"] == "missing":
         return f"{where}: expected a value, got none; add it to the file."
-    message = first["msg"].removeprefix("Value error, ")
+    message = first["msg"].removeprefix("Value error, ").rstrip(".")
     message = message[:1].lower() + message[1:]
     if first["type"] == "value_error":
         return f"{where}: {message}." if where else f"{message}."

@@ -1,12 +1,12 @@
 """Errors that a caller catches.
 
-    FedpeftError             something a user can mend; the command line prints its one line
+    FedpeftError             something a user can mend; shown as one plain line
     |-- ConfigError          a configuration value, key or combination
     |-- DataError            a file or column of the user's data
     |-- AssetError           a pinned model or data set that cannot be had
     |-- LedgerError          a privacy ledger that is missing, shorter or altered
-    |-- PrivacyBudgetExceeded   a release that the budget does not cover
-    |-- RunError             a run that cannot go on: too few replies, damaged checkpoint
+    |-- PrivacyBudgetExceeded  a release that the budget does not cover
+    |-- RunError             a run that cannot go on: too few replies, no checkpoint
     `-- InvalidPayload       bytes that are no payload for the tensors expected
 
 Every message says what was expected, what came, and what to do.

@@ -5,21 +5,21 @@ other families:
 
 * a :class:`PeftMethod` adds a few trainable parameters to a frozen backbone and names
   the :class:`Operation` in which each of them takes part;
-* a :class:`PrivacyEngine` turns these operations' per-sample gradients into one clipped,
-  noised gradient a step;
+* a :class:`PrivacyEngine` turns these operations' per-sample gradients into one
+  clipped, noised gradient a step;
 * a :class:`Compressor` turns an update into a :class:`Payload` and back;
 * an :class:`Aggregator` turns a stream of updates into one step of the server;
 * an attack (``fedpeft.attacks``) does what an adversary would do with what it sees.
 
-All variants are frozen dataclasses of hyperparameters: their fields are their section of
-the configuration file. State goes in and comes out; randomness is an argument. To change
-a variant, wrap it.
+Variants are frozen dataclasses of hyperparameters: their fields are their section of
+the configuration file. State goes in and comes out; randomness is an argument. To
+change a variant, wrap it.
 """
 
 import struct
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -29,7 +29,10 @@ from torch import nn
 from fedpeft.errors import InvalidPayload
 from fedpeft.tensors import Tensors
 
-OperationKind = Literal["low_rank", "scale_shift", "bias", "linear"]
+OperationKind = Literal["linear", "scale_shift", "bias"]
+
+NoiseFn: TypeAlias = Callable[[torch.Tensor, float], torch.Tensor]
+"""``noise(total, standard_deviation)`` -> the noised total, same shape."""
 
 State: TypeAlias = Tensors
 """What an aggregator carries from round to round; named tensors, so it checkpoints."""
@@ -64,7 +67,7 @@ class PeftMethod(ABC):
 
 
 class PrivacyEngine(ABC):
-    """Per-sample gradients -> clip -> sum -> noise -> ``.grad``, for one model."""
+    """Losses of examples -> one gradient a step in ``.grad``, for one model."""
 
     @abstractmethod
     def bind(self, model: nn.Module, operations: list[Operation]) -> None:
@@ -79,11 +82,11 @@ class PrivacyEngine(ABC):
         """Adds the clipped gradients of one physical batch to the step's sum.
 
         Args:
-            losses: one loss an example, shape ``(batch,)``, still attached to its graph.
+            losses: one loss an example, shape ``(batch,)``, attached to its graph.
         """
 
     @abstractmethod
-    def step(self) -> None:
+    def step(self, noise: NoiseFn) -> None:
         """Adds noise to the sum, divides by the nominal batch size and sets ``.grad``.
 
         A step without a single accumulated batch is a valid step: noise alone.
@@ -97,7 +100,7 @@ class Payload:
     Attributes:
         codec: the compressor's name.
         version: the version of the codec's format.
-        header: what the decoder needs beside the template (counts, scales); a few bytes.
+        header: what the decoder needs beside the template: counts, scales.
         body: the coded symbols.
     """
 

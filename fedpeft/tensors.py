@@ -21,7 +21,7 @@ def flatten(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
 
 
 def unflatten(flat: torch.Tensor, like: Mapping[str, torch.Tensor]) -> Tensors:
-    """Cuts a vector of shape ``(total,)`` into tensors with the names and shapes of `like`.
+    """Cuts a vector of shape ``(total,)`` into tensors named and shaped as in `like`.
 
     Raises:
         ValueError: if the vector's length is not the total of `like`.
@@ -29,7 +29,7 @@ def unflatten(flat: torch.Tensor, like: Mapping[str, torch.Tensor]) -> Tensors:
     sizes = [tensor.numel() for tensor in like.values()]
     if flat.numel() != sum(sizes):
         raise ValueError(f"Expected {sum(sizes)} values, got {flat.numel()}.")
-    parts = zip(like.items(), flat.split(sizes), strict=True)
+    parts = zip(like.items(), torch.split(flat, sizes), strict=True)
     return {name: part.view(tensor.shape) for (name, tensor), part in parts}
 
 

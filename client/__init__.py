@@ -1,0 +1,1 @@
+"""The client process: answers the server's requests, owns data, ledger and outbox."""

@@ -1,0 +1,141 @@
+"""The vocabulary of server and client, as Flower messages carry it.
+
+A request holds the server's trainable state; a reply holds a compressed update or a
+refusal code. Everything else about a client's data stays at the client.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from fedpeft.errors import InvalidPayload
+
+Code = Literal[
+    "ok",
+    "budget-spent",
+    "ledger-refused",
+    "request-conflict",
+    "config-mismatch",
+    "backbone-mismatch",
+    "failed",
+]
+"""All that a client says about why it does not answer; the reason stays in its log."""
+
+_BYTES = "fedpeft.bytes.v1"
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What the server asks of one client in one round.
+
+    Attributes:
+        run: the run's id.
+        server_round: from 1.
+        config_hash: of the configuration that both sides hold.
+        plan_hash: of the privacy plan; empty without privacy.
+        backbone: fingerprint of the frozen model.
+        state: the server's trainable state, a dense payload.
+        ledger_length: what this client last acknowledged to this run; 0 for nothing.
+        ledger_head: its newest hash then.
+        durable_round: the server will not ask for this round or an earlier one again.
+    """
+
+    run: str
+    server_round: int
+    config_hash: str
+    plan_hash: str
+    backbone: str
+    state: bytes
+    ledger_length: int = 0
+    ledger_head: str = ""
+    durable_round: int = 0
+
+    @property
+    def hash(self) -> str:
+        """sha256 of all that the answer depends on; not of the acknowledgements."""
+        key = [
+            self.run,
+            self.server_round,
+            self.config_hash,
+            self.plan_hash,
+            self.backbone,
+            hashlib.sha256(self.state).hexdigest(),
+        ]
+        return hashlib.sha256(json.dumps(key).encode()).hexdigest()
+
+    def to_record(self) -> RecordDict:
+        """Returns the content of a Flower message."""
+        return _pack(self.state, {k: v for k, v in vars(self).items() if k != "state"})
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> "TrainRequest":
+        """Reads :meth:`to_record`.
+
+        Raises:
+            InvalidPayload: for another content.
+        """
+        state, header = _unpack(record)
+        try:
+            return cls(state=state, **header)  # type: ignore[arg-type]
+        except TypeError as error:
+            raise InvalidPayload(f"Expected a train request: {error}.") from None
+
+
+@dataclass(frozen=True)
+class TrainReply:
+    """What a client answers.
+
+    Attributes:
+        code: ``ok`` or why not.
+        payload: the compressed update's bytes; empty unless ``ok``.
+        ledger_length: entries in the client's ledger after this answer.
+        ledger_head: its newest hash.
+        num_examples: -1 wherever privacy is claimed, since the number is private.
+    """
+
+    code: Code
+    payload: bytes = b""
+    ledger_length: int = 0
+    ledger_head: str = ""
+    num_examples: int = -1
+
+    def to_record(self) -> RecordDict:
+        """Returns the content of a Flower message."""
+        header = {k: v for k, v in vars(self).items() if k != "payload"}
+        return _pack(self.payload, header)
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> "TrainReply":
+        """Reads :meth:`to_record`.
+
+        Raises:
+            InvalidPayload: for another content.
+        """
+        payload, header = _unpack(record)
+        if header.get("code") not in get_args(Code):
+            raise InvalidPayload(f"Expected a reply code, got {header.get('code')!r}.")
+        try:
+            return cls(payload=payload, **header)  # type: ignore[arg-type]
+        except TypeError as error:
+            raise InvalidPayload(f"Expected a train reply: {error}.") from None
+
+
+def _pack(data: bytes, header: dict[str, str | int]) -> RecordDict:
+    array = Array(dtype="uint8", shape=(len(data),), stype=_BYTES, data=data)
+    return RecordDict(
+        {"data": ArrayRecord({"bytes": array}), "header": ConfigRecord({**header})}
+    )
+
+
+def _unpack(record: RecordDict) -> tuple[bytes, dict[str, object]]:
+    try:
+        array = cast(ArrayRecord, record["data"])["bytes"]
+        header = dict(cast(ConfigRecord, record["header"]))
+    except KeyError as error:
+        raise InvalidPayload(f"Expected a message with {error}.") from None
+    if array.stype != _BYTES:
+        raise InvalidPayload(f"Expected bytes of type {_BYTES}, got {array.stype!r}.")
+    return array.data, cast(dict[str, object], header)

@@ -1,0 +1,57 @@
+"""What the server does with a round's updates: one rule a file, and the menus.
+
+A rule (:data:`AGGREGATORS`) turns the updates into one. A server optimiser
+(:data:`SERVER_OPTIMIZERS`) turns the round's result into the step that is taken, with
+what it remembers of earlier rounds. :func:`build_aggregator` puts them together.
+"""
+
+from fedpeft.aggregation.mean import Mean
+from fedpeft.aggregation.optimized import Optimized
+from fedpeft.aggregation.server_optimizers import (
+    ServerAdam,
+    ServerMomentum,
+    ServerOptimizer,
+    ServerSGD,
+)
+from fedpeft.config import AggregationSection, build
+from fedpeft.interfaces import Aggregator
+
+AGGREGATORS: dict[str, type[Aggregator]] = {
+    "mean": Mean,
+}
+
+SERVER_OPTIMIZERS: dict[str, type[ServerOptimizer]] = {
+    "sgd": ServerSGD,
+    "momentum": ServerMomentum,
+    "adam": ServerAdam,
+}
+
+
+def build_aggregator(section: AggregationSection) -> Aggregator:
+    """Returns the rule that ``[aggregation]`` names, with its optimiser if it has one.
+
+    Raises:
+        ConfigError: for an unknown name or key, or a value that is refused.
+
+    Example:
+        >>> build_aggregator(AggregationSection(name="mean"))
+        Mean(weighting='uniform')
+    """
+    rule = build(AGGREGATORS, section, "aggregation")
+    if section.server_optimizer is None:
+        return rule
+    name = "aggregation.server_optimizer"
+    return Optimized(rule, build(SERVER_OPTIMIZERS, section.server_optimizer, name))
+
+
+__all__ = [
+    "AGGREGATORS",
+    "SERVER_OPTIMIZERS",
+    "Mean",
+    "Optimized",
+    "ServerAdam",
+    "ServerMomentum",
+    "ServerOptimizer",
+    "ServerSGD",
+    "build_aggregator",
+]

@@ -1,0 +1,100 @@
+"""The menu of data sets and partitioners, and the ways to get at them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from fedpeft import seeds
+from fedpeft.config import DataSection, PartitionSection, build
+from fedpeft.data import files, rotten_tomatoes
+from fedpeft.data.batches import Batch, Encoded, collate, encode, physical_batches
+from fedpeft.data.by_group import ByGroup
+from fedpeft.data.dirichlet import Dirichlet
+from fedpeft.data.examples import TextExamples
+from fedpeft.data.iid import Iid
+from fedpeft.data.partitioner import Partitioner
+from fedpeft.data.shards import Shards
+from fedpeft.data.splits import Splits, split
+from fedpeft.errors import ConfigError
+
+__all__ = [
+    "DATASETS",
+    "PARTITIONERS",
+    "Batch",
+    "Encoded",
+    "Partitioner",
+    "Splits",
+    "TextExamples",
+    "collate",
+    "encode",
+    "load",
+    "partition",
+    "physical_batches",
+    "split",
+]
+
+DATASETS: dict[str, Callable[[], TextExamples]] = {
+    "rotten-tomatoes": rotten_tomatoes.load,
+}
+
+PARTITIONERS: dict[str, type[Partitioner]] = {
+    "iid": Iid,
+    "dirichlet": Dirichlet,
+    "by-group": ByGroup,
+    "shards": Shards,
+}
+
+
+def load(section: DataSection) -> TextExamples:
+    """Reads the data set that ``[data]`` names, or the user's own file.
+
+    Raises:
+        ConfigError: for an unknown name, or a key that does not fit it.
+        AssetError: if the data set has not been pulled.
+        DataError: if the file cannot be read as the section describes it.
+    """
+    labels = section.labels or ()
+    if len(set(labels)) < len(labels):
+        raise ConfigError(
+            f"[data] labels: expected each label once, got {', '.join(labels)}."
+        )
+    if section.path is not None:
+        return files.read(
+            Path(section.path).expanduser(),
+            text=section.text,
+            label=section.label,
+            labels=labels,
+            group=section.group,
+        )
+    return _load_by_name(section.name or "", section)
+
+
+def partition(examples: TextExamples, section: PartitionSection) -> list[list[int]]:
+    """Deals the examples to clients as ``[partition]`` says; indices a client.
+
+    Raises:
+        ConfigError: for an unknown name or key, or too many clients.
+    """
+    partitioner = build(PARTITIONERS, section, "partition")
+    rng = seeds.generator(section.seed, "partition")
+    return partitioner.partition(examples, section.num_clients, rng)
+
+
+def _load_by_name(name: str, section: DataSection) -> TextExamples:
+    if name not in DATASETS:
+        raise ConfigError(
+            f"[data] name: expected one of {', '.join(DATASETS)}, got {name!r}"
+            f"{files.did_you_mean(name, DATASETS) or '.'} A file of yours goes by path."
+        )
+    for key in ("text", "label", "group"):
+        if getattr(section, key) != DataSection.model_fields[key].default:
+            raise ConfigError(
+                f"[data] {key}: describes a file given by path, but the data set is "
+                f"{name!r}, whose columns are known; remove the key."
+            )
+    examples = DATASETS[name]()
+    if section.labels not in (None, examples.label_names):
+        raise ConfigError(
+            f"[data] labels: expected {', '.join(examples.label_names)} for {name!r}, "
+            f"got {', '.join(section.labels or ())}; correct or remove the key."
+        )
+    return examples

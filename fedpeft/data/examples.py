@@ -1,0 +1,69 @@
+"""What every data set is, once read: texts, labels and, where known, groups."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, eq=False)
+class TextExamples:
+    """Labelled texts.
+
+    Attributes:
+        texts: one text an example.
+        labels: positions in `label_names`, shape ``(num_examples,)``, int64.
+        groups: each example's group (a site, a film), or None if there are no groups.
+        label_names: the classes as declared; a class may have no example.
+
+    Raises:
+        ValueError: if the parts disagree in length or a label has no name.
+    """
+
+    texts: tuple[str, ...]
+    labels: torch.Tensor
+    groups: tuple[str, ...] | None
+    label_names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        num_examples = len(self.texts)
+        if self.labels.shape != (num_examples,) or self.labels.dtype != torch.int64:
+            raise ValueError(
+                f"Expected {num_examples} int64 labels, one a text, got shape "
+                f"{tuple(self.labels.shape)} of {self.labels.dtype}."
+            )
+        if self.groups is not None and len(self.groups) != num_examples:
+            raise ValueError(
+                f"Expected {num_examples} groups, one a text, got {len(self.groups)}."
+            )
+        is_named = (self.labels >= 0) & (self.labels < len(self.label_names))
+        if not bool(is_named.all()):
+            raise ValueError(
+                f"Expected labels in 0..{len(self.label_names) - 1}, got "
+                f"{self.labels[~is_named][0].item()}."
+            )
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def subset(self, indices: Sequence[int]) -> "TextExamples":
+        """Returns the examples at `indices`, in that order."""
+        return TextExamples(
+            texts=tuple(self.texts[i] for i in indices),
+            labels=self.labels[torch.tensor(indices, dtype=torch.int64)],
+            groups=self.groups and tuple(self.groups[i] for i in indices),
+            label_names=self.label_names,
+        )
+
+    def indices_by_group(self) -> dict[str, list[int]]:
+        """Returns each group's indices, ascending; groups by name.
+
+        Raises:
+            ValueError: if there are no groups.
+        """
+        if self.groups is None:
+            raise ValueError("Expected examples with groups, got none.")
+        indices: dict[str, list[int]] = {name: [] for name in sorted(set(self.groups))}
+        for index, name in enumerate(self.groups):
+            indices[name].append(index)
+        return indices

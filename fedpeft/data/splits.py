@@ -1,0 +1,87 @@
+"""Held-out data: which examples train, which tune, which test."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from fedpeft import seeds
+from fedpeft.config import DataSection
+from fedpeft.data.examples import TextExamples
+from fedpeft.errors import DataError
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Three disjoint parts of the examples.
+
+    Attributes:
+        train: what the clients share out among them.
+        validation: for tuning; empty if its fraction is 0.
+        test: for the figure that is reported.
+    """
+
+    train: TextExamples
+    validation: TextExamples
+    test: TextExamples
+
+
+def split(examples: TextExamples, section: DataSection) -> Splits:
+    """Splits by group where there are groups, else by example.
+
+    **Guarantees**: every example is in exactly one split, and every group too; the same
+    `split_seed` gives the same split, whatever the seed of the run; the test split does
+    not depend on the validation fraction, so tuning never touches it.
+
+    Fractions are of examples. Groups come in random order, and each is taken if it
+    brings the split nearer to its fraction.
+
+    Raises:
+        DataError: if a split that should have examples would have none.
+    """
+    if examples.groups is None:
+        units = [[index] for index in range(len(examples))]
+    else:
+        units = list(examples.indices_by_group().values())
+    order = torch.randperm(
+        len(units), generator=seeds.generator(section.split_seed, "split")
+    )
+    rest = [units[i] for i in order]
+    test, rest = _take(rest, section.test_fraction * len(examples))
+    validation, rest = _take(rest, section.validation_fraction * len(examples))
+    train_fraction = 1 - section.test_fraction - section.validation_fraction
+    for name, part, fraction in (
+        ("test", test, section.test_fraction),
+        ("validation", validation, section.validation_fraction),
+        ("train", rest, train_fraction),
+    ):
+        if fraction > 0 and not part:
+            kind = "examples" if examples.groups is None else "groups"
+            raise DataError(
+                f"Expected a share of {fraction:.3g} for the {name} split, got none of "
+                f"{len(units)} {kind}, none of which is divided; bring more {kind} or "
+                "change the fractions in [data]."
+            )
+    return Splits(
+        train=examples.subset(_indices(rest)),
+        validation=examples.subset(_indices(validation)),
+        test=examples.subset(_indices(test)),
+    )
+
+
+def _take(
+    units: Iterable[list[int]], num_examples: float
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Returns units of about `num_examples` examples together, and all the others."""
+    taken, others, total = [], [], 0
+    for unit in units:
+        if abs(total + len(unit) - num_examples) < abs(total - num_examples):
+            taken.append(unit)
+            total += len(unit)
+        else:
+            others.append(unit)
+    return taken, others
+
+
+def _indices(units: Iterable[list[int]]) -> list[int]:
+    return sorted(index for unit in units for index in unit)

@@ -1,0 +1,87 @@
+"""A task's model: frozen backbone, PEFT method and head, put together."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fedpeft.backbone import TextClassifier, load_backbone
+from fedpeft.config import RunConfig, build
+from fedpeft.interfaces import Operation
+from fedpeft.peft import METHODS
+from fedpeft.seeds import derive_seed
+from fedpeft.tensors import Tensors
+
+
+@dataclass(frozen=True)
+class TaskModel:
+    """What training and evaluation need.
+
+    Attributes:
+        module: maps ids and mask ``(batch, tokens)`` to logits ``(batch, labels)``.
+        operations: of all trainable parameters, the head's last.
+        tokenizer: of the backbone.
+        fingerprint: of the backbone, before anything was added.
+    """
+
+    module: TextClassifier
+    operations: list[Operation]
+    tokenizer: Any
+    fingerprint: str
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.module.head.weight.device
+
+    @property
+    def num_backbone_parameters(self) -> int:
+        """The number of frozen values."""
+        return sum(p.numel() for p in self.module.parameters() if not p.requires_grad)
+
+
+def build_model(config: RunConfig, num_labels: int) -> TaskModel:
+    """Builds the model that a configuration describes, on the GPU where there is one.
+
+    **Guarantees**: two processes with the same configuration build identical models:
+    the adapters' initial values depend on the run's seed alone.
+    """
+    backbone = load_backbone(config.model.backbone)
+    method = build(METHODS, config.peft, "peft")
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(config.run.seed, "adapter"))
+        operations = method.attach(backbone.module)
+        module = TextClassifier(backbone.module, backbone.hidden_size, num_labels)
+    module.to("cuda" if torch.cuda.is_available() else "cpu")
+    return TaskModel(
+        module,
+        [*operations, module.head_operation],
+        backbone.tokenizer,
+        backbone.fingerprint,
+    )
+
+
+def trainable_state(model: TaskModel) -> Tensors:
+    """Returns a copy of what travels: every parameter that requires a gradient."""
+    return {
+        name: parameter.detach().cpu().clone()
+        for name, parameter in model.module.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def load_trainable_state(model: TaskModel, state: Tensors) -> None:
+    """Puts a trainable state into the model.
+
+    Raises:
+        ValueError: if the names are not exactly the trainable parameters'.
+    """
+    own = {n: p for n, p in model.module.named_parameters() if p.requires_grad}
+    if own.keys() != state.keys():
+        raise ValueError(
+            f"Expected {len(own)} trainable tensors, got {len(state)} others: the "
+            "state belongs to another method or backbone."
+        )
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(state[name])

@@ -1,0 +1,44 @@
+"""Differential privacy: plan, gradients, noise, accountant, ledger, release."""
+
+from fedpeft.privacy.accountant import Composition, calibrate, epsilon
+from fedpeft.privacy.adopt import Adoption, adopt, verify
+from fedpeft.privacy.engine import DpSgd, NonPrivate
+from fedpeft.privacy.ledger import Entry, Ledger, data_sources, open_ledger
+from fedpeft.privacy.plan import Plan, make_plan
+from fedpeft.privacy.randomness import (
+    Randomness,
+    SecureRandomness,
+    SeededRandomness,
+)
+from fedpeft.privacy.release import (
+    Answer,
+    Question,
+    Release,
+    RequestConflict,
+    open_release,
+)
+
+__all__ = [
+    "Adoption",
+    "Answer",
+    "Composition",
+    "DpSgd",
+    "Entry",
+    "Ledger",
+    "NonPrivate",
+    "Plan",
+    "Question",
+    "Randomness",
+    "Release",
+    "RequestConflict",
+    "SecureRandomness",
+    "SeededRandomness",
+    "adopt",
+    "calibrate",
+    "data_sources",
+    "epsilon",
+    "make_plan",
+    "open_ledger",
+    "open_release",
+    "verify",
+]

@@ -1,0 +1,16 @@
+"""Per-sample rules: kind of operation -> the module's forward pass with a tap."""
+
+from collections.abc import Callable
+
+from fedpeft.interfaces import Operation, OperationKind
+from fedpeft.privacy.operations import bias, linear, scale_shift
+from fedpeft.privacy.operations._forward import Forward
+from fedpeft.privacy.per_sample import Rows
+
+RULES: dict[OperationKind, Callable[[Operation, Rows], Forward]] = {
+    "linear": linear.forward,
+    "scale_shift": scale_shift.forward,
+    "bias": bias.forward,
+}
+
+__all__ = ["RULES", "Forward"]

@@ -1,0 +1,105 @@
+"""The outbox: answers that are final before anyone hears of them.
+
+One file an answer, written whole or not at all: the payload's bytes, the error-feedback
+memory that goes with them, and the ledger entry that will charge them. It is on disk
+before the entry is, and the entry before anything is sent.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from fedpeft.durable import write_atomically
+from fedpeft.errors import LedgerError
+from fedpeft.privacy.ledger import Entry
+from fedpeft.tensors import Tensors, with_prefix, without_prefix
+
+
+@dataclass(frozen=True)
+class Record:
+    """One answer.
+
+    Attributes:
+        entry: sealed; names run, round and request.
+        payload: the bytes to send, now and whenever asked again.
+        residual: the error-feedback memory after this answer; empty without any.
+    """
+
+    entry: Entry
+    payload: bytes
+    residual: Tensors
+
+
+class Outbox:
+    """The answers of one data source that are not known to be needed no more."""
+
+    def __init__(self, state: Path, data_source: str) -> None:
+        self._folder = state / "outbox" / data_source
+
+    def put(self, record: Record) -> None:
+        """Writes a record durably."""
+        payload = torch.from_numpy(np.frombuffer(record.payload, np.uint8).copy())
+        tensors = {"payload": payload, **with_prefix("residual", record.residual)}
+        data = save(tensors, metadata={"entry": record.entry.to_json()})
+        write_atomically(self._path(record.entry.run, record.entry.round), data)
+
+    def find(self, run: str, server_round: int) -> Record | None:
+        """Returns the answer given in a round, if it is still kept."""
+        path = self._path(run, server_round)
+        return _read(path) if path.exists() else None
+
+    def newest(self, run: str) -> Record | None:
+        """Returns the answer of the run's latest round."""
+        paths = self._paths(run)
+        return _read(paths[-1]) if paths else None
+
+    def records(self) -> list[Record]:
+        """Returns all records, of every run, in order of their names."""
+        return [_read(path) for path in self._paths("")]
+
+    def discard(self, run: str, until_round: int) -> None:
+        """Deletes a run's answers up to a round, but never its newest.
+
+        The newest holds the error-feedback memory.
+        """
+        for path in self._paths(run)[:-1]:
+            if int(path.stem.rpartition("-")[2]) <= until_round:
+                path.unlink()
+
+    def drop_unknown(self, known: set[str]) -> int:
+        """Deletes records that are damaged or not among the `known` entries' hashes.
+
+        Returns:
+            How many there were.
+        """
+        dropped = 0
+        for path in self._paths(""):
+            try:
+                is_known = _read(path).entry.hash in known
+            except LedgerError:
+                is_known = False
+            if not is_known:
+                path.unlink()
+                dropped += 1
+        return dropped
+
+    def _path(self, run: str, server_round: int) -> Path:
+        return self._folder / f"{run}-{server_round:06d}.safetensors"
+
+    def _paths(self, run: str) -> list[Path]:
+        return sorted(self._folder.glob(f"{run}*.safetensors"))
+
+
+def _read(path: Path) -> Record:
+    try:
+        with safe_open(path, framework="pt") as file:
+            entry = Entry.from_json((file.metadata() or {})["entry"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise LedgerError(f"The outbox record {path} is damaged: {error}.") from None
+    payload = tensors["payload"].numpy().tobytes()
+    return Record(entry, payload, without_prefix("residual", tensors))

@@ -1,0 +1,110 @@
+"""One client's local training in a round, under any privacy engine."""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from fedpeft.config import TrainingSection
+from fedpeft.data import Encoded, collate, physical_batches
+from fedpeft.interfaces import NoiseFn, PrivacyEngine
+from fedpeft.model import TaskModel, load_trainable_state, trainable_state
+from fedpeft.tensors import Tensors, subtract
+
+
+def train_locally(
+    model: TaskModel,
+    state: Tensors,
+    examples: Encoded,
+    batches: Iterable[list[int]],
+    *,
+    engine: PrivacyEngine,
+    noise: NoiseFn,
+    section: TrainingSection,
+    seed: int,
+) -> Tensors:
+    """Trains from the server's state and returns the update: local minus global.
+
+    Args:
+        model: any trainable state; it is overwritten.
+        state: the server's trainable state.
+        examples: the client's own.
+        batches: one list of indices a local step; an empty list is a step too.
+        engine: bound to the model.
+        noise: what the engine's step adds.
+        section: optimiser, precision, physical batch size.
+        seed: of the dropout masks, which protect nothing.
+    """
+    load_trainable_state(model, state)
+    model.module.train(section.dropout)
+    optimizer = _optimizer(model, section)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for batch in batches:
+            optimizer.zero_grad()
+            for part in physical_batches(examples, batch, section.max_physical_batch):
+                engine.accumulate(example_losses(model, examples, part, section))
+            engine.step(noise)
+            optimizer.step()
+    return subtract(trainable_state(model), state)
+
+
+def example_losses(
+    model: TaskModel, examples: Encoded, indices: list[int], section: TrainingSection
+) -> torch.Tensor:
+    """Returns one cross-entropy an example, shape ``(batch,)``, in fp32."""
+    batch = collate(examples, indices, model.tokenizer.pad_token_id).to(model.device)
+    with autocast(model.device, section.precision):
+        logits = model.module(batch.input_ids, batch.attention_mask)
+    return F.cross_entropy(logits.float(), batch.labels, reduction="none")
+
+
+def autocast(
+    device: torch.device, precision: str
+) -> contextlib.AbstractContextManager[None]:
+    """Returns the context of a forward pass in ``fp32`` or ``bf16``."""
+    return torch.autocast(
+        device.type, dtype=torch.bfloat16, enabled=precision == "bf16"
+    )
+
+
+def shuffled_batches(
+    num_examples: int, batch_size: int, local_epochs: float, rng: torch.Generator
+) -> Iterator[list[int]]:
+    """Yields the mini-batches of plain training: pass after pass in random order.
+
+    The last batch of a pass may be smaller; a fraction of a pass is cut to whole
+    batches, at least one.
+    """
+    batch_size = min(batch_size, num_examples)
+    a_pass = -(-num_examples // batch_size)
+    steps = max(1, round(local_epochs * a_pass))
+    while steps > 0:
+        order = torch.randperm(num_examples, generator=rng).tolist()
+        for start in range(0, num_examples, batch_size)[:steps]:
+            yield order[start : start + batch_size]
+        steps -= a_pass
+
+
+def _optimizer(model: TaskModel, section: TrainingSection) -> torch.optim.Optimizer:
+    head = {id(parameter) for parameter in model.module.head.parameters()}
+    trainable = [p for p in model.module.parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trainable if id(p) not in head]},
+        {
+            "params": [p for p in trainable if id(p) in head],
+            "lr": section.head_learning_rate or section.learning_rate,
+        },
+    ]
+    if section.optimizer == "sgd":
+        return torch.optim.SGD(
+            groups,
+            lr=section.learning_rate,
+            momentum=section.momentum,
+            weight_decay=section.weight_decay,
+        )
+    return torch.optim.AdamW(
+        groups, lr=section.learning_rate, weight_decay=section.weight_decay
+    )

@@ -1,0 +1,1 @@
+"""The server process: the round loop, cohorts, checkpoints and results."""

@@ -1,0 +1,137 @@
+"""The last complete round on disk, and the one before it.
+
+Each is one safetensors file, replaced atomically, with a digest over its content: a
+damaged newest file is noticed, and the run goes on from the one before.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from fedpeft.durable import write_atomically
+from fedpeft.errors import RunError
+from fedpeft.interfaces import State
+from fedpeft.tensors import Tensors, fingerprint, with_prefix, without_prefix
+
+FORMAT = 1
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """The server's state after a round.
+
+    Attributes:
+        server_round: the last complete round; 0 before the first.
+        trainable: the trainable state that the next round starts from.
+        aggregator: what the aggregator carries.
+        tail: sum of the trainable states of the rounds that the final model averages.
+        records: one a round, as in ``events.jsonl``.
+        acknowledged: client -> length and head of its ledger when it last answered.
+        asked: client -> how many rounds it was asked to take part in.
+    """
+
+    server_round: int
+    trainable: Tensors
+    aggregator: State
+    tail: Tensors
+    records: list[dict[str, Any]] = field(default_factory=list)
+    acknowledged: dict[int, tuple[int, str]] = field(default_factory=dict)
+    asked: dict[int, int] = field(default_factory=dict)
+
+
+def save_checkpoint(folder: Path, progress: Progress, config_hash: str) -> None:
+    """Writes the round durably; keeps it and the one before.
+
+    Raises:
+        OSError: for example on a full disk; what was there stays.
+    """
+    tensors = {
+        **with_prefix("trainable", progress.trainable),
+        **with_prefix("aggregator", progress.aggregator),
+        **with_prefix("tail", progress.tail),
+    }
+    facts = {
+        "format": FORMAT,
+        "config_hash": config_hash,
+        **{
+            f.name: getattr(progress, f.name)
+            for f in dataclasses.fields(progress)
+            if f.name not in ("trainable", "aggregator", "tail")
+        },
+    }
+    text = json.dumps(facts)
+    metadata = {"facts": text, "digest": _digest(tensors, text)}
+    data = save(tensors, metadata=metadata)
+    write_atomically(folder / f"round-{progress.server_round:06d}.safetensors", data)
+    for old in _files(folder)[:-2]:
+        old.unlink()
+
+
+def load_checkpoint(folder: Path, config_hash: str) -> Progress:
+    """Returns the last complete round; falls back, and says so, if it is damaged.
+
+    Raises:
+        RunError: if there is none, none is whole, or the configuration is another.
+    """
+    files = _files(folder)
+    for path in reversed(files):
+        try:
+            facts, tensors = _read(path)
+        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            logger.warning(
+                "checkpoint=%s damaged: %s; trying the one before", path.name, error
+            )
+            continue
+        if facts.pop("config_hash") != config_hash:
+            raise RunError(
+                f"Expected the configuration that {folder.parent} was started with, "
+                "got a changed one; start it in another output directory."
+            )
+        return _progress(facts, tensors)
+    if files:
+        raise RunError(
+            f"No checkpoint in {folder} is whole: the run cannot be resumed."
+        )
+    raise RunError(f"No checkpoint in {folder}: the run had not finished its start.")
+
+
+def _progress(facts: dict[str, Any], tensors: Tensors) -> Progress:
+    return Progress(
+        server_round=facts["server_round"],
+        trainable=without_prefix("trainable", tensors),
+        aggregator=without_prefix("aggregator", tensors),
+        tail=without_prefix("tail", tensors),
+        records=facts["records"],
+        acknowledged={int(k): tuple(v) for k, v in facts["acknowledged"].items()},
+        asked={int(k): v for k, v in facts["asked"].items()},
+    )
+
+
+def _read(path: Path) -> tuple[dict[str, Any], Tensors]:
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if _digest(tensors, metadata["facts"]) != metadata["digest"]:
+        raise ValueError("its digest is wrong")
+    facts = json.loads(metadata["facts"])
+    if facts.pop("format") != FORMAT:
+        raise ValueError(f"expected format {FORMAT}")
+    return facts, tensors
+
+
+def _digest(tensors: Tensors, text: str) -> str:
+    content = fingerprint(tensors.items()) + text
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("round-*.safetensors"))

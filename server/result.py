@@ -1,0 +1,97 @@
+"""``result.json``: the summary of a run, one schema for every runtime."""
+
+import dataclasses
+import platform
+import resource
+import sys
+from importlib.metadata import version
+from typing import Any
+
+from fedpeft.config import RunConfig
+from fedpeft.evaluation import METRIC
+from fedpeft.privacy import Plan, epsilon
+from fedpeft.tensors import flatten
+from server.checkpoint import Progress
+from server.rounds import Server
+
+SCHEMA_VERSION = 1
+_PACKAGES = (
+    "fedpeft",
+    "constriction",
+    "dp-accounting",
+    "flwr",
+    "numpy",
+    "peft",
+    "torch",
+    "transformers",
+)
+
+
+def build_result(server: Server, progress: Progress, seconds: float) -> dict[str, Any]:
+    """Returns the summary of a finished run."""
+    config = server.config
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "run": server.run,
+        "config_hash": config.hash,
+        "versions": {
+            "python": platform.python_version(),
+            **{package: version(package) for package in _PACKAGES},
+        },
+        "task": config.model.task,
+        "trainable_parameters": flatten(progress.trainable).numel(),
+        "backbone_parameters": server.model.num_backbone_parameters,
+        "final": {"metric": METRIC, "value": progress.records[-1]["metric"]},
+        "rounds": progress.records,
+        "threads": 1,
+        "privacy": _privacy(config, server.plan, progress),
+        "communication": _communication(progress),
+        "seconds": round(seconds, 1),
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
+
+
+def _privacy(
+    config: RunConfig, plan: Plan | None, progress: Progress
+) -> dict[str, Any]:
+    """Plan and worst client; a client that was asked counts as one that released."""
+    if plan is None:
+        return {"unit": "none", "relation": "none"}
+    rounds = max(progress.asked.values())
+    spent = epsilon([plan.composition(rounds)], plan.target_delta)
+    stated = dataclasses.asdict(plan)
+    return {
+        **{key: stated[key] for key in ("unit", "relation")},
+        "target_epsilon": plan.target_epsilon,
+        "target_delta": plan.target_delta,
+        "planned_epsilon": plan.planned_epsilon,
+        "spent_epsilon": spent,
+        "accountant": "pld",
+        "noise_multiplier": plan.noise_multiplier,
+        "sampling_rate": plan.sampling_rate,
+        "local_steps": plan.local_steps,
+        "max_participations": plan.max_participations,
+        "clipping_norm": plan.clipping_norm,
+        "noise": config.privacy.noise,
+    }
+
+
+def _communication(progress: Progress) -> dict[str, Any]:
+    replies = sum(record["replies"] for record in progress.records)
+    up = sum(record["bytes_up"] for record in progress.records)
+    entropy = sum(record["entropy_bytes"] for record in progress.records)
+    dense = 4 * flatten(progress.trainable).numel() * replies
+    return {
+        "bytes_up": up,
+        "bytes_down": sum(record["bytes_down"] for record in progress.records),
+        "bytes_up_dense_fp32": dense,
+        "ratio": dense / up,
+        "entropy_bound_ratio": up / entropy,
+    }
+
+
+def peak_memory_bytes() -> int:
+    """Returns the largest resident set of this process or one of its children."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return max(resource.getrusage(w).ru_maxrss for w in who) * unit

@@ -1,0 +1,262 @@
+"""The round loop: ask a cohort, aggregate, apply, evaluate, checkpoint.
+
+It is ours because a private run must stop where Flower's own loop carries on: when too
+few clients answer, the run ends with the reason and can be resumed.
+"""
+
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from client.messages import TrainReply, TrainRequest
+from fedpeft.compression import COMPRESSORS
+from fedpeft.config import RunConfig
+from fedpeft.data import Encoded
+from fedpeft.durable import append_durably, write_atomically
+from fedpeft.errors import InvalidPayload, RunError
+from fedpeft.evaluation import evaluate
+from fedpeft.interfaces import Aggregator, Compressor, Payload, Update
+from fedpeft.model import TaskModel, load_trainable_state
+from fedpeft.privacy import Plan
+from fedpeft.tensors import Tensors, add, scale
+from server.checkpoint import Progress, save_checkpoint
+from server.cohort import rotation
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Server:
+    """What the loop needs and does not change.
+
+    Attributes:
+        run: the run's id.
+        held_out: the server's own public data, on which every model is judged.
+        output: the run directory.
+    """
+
+    run: str
+    config: RunConfig
+    plan: Plan | None
+    model: TaskModel
+    aggregator: Aggregator
+    compressor: Compressor
+    held_out: Encoded
+    output: Path
+
+
+@dataclass
+class Tally:
+    """What one round received."""
+
+    codes: Counter[str] = field(default_factory=Counter)
+    replies: int = 0
+    bytes_up: int = 0
+    entropy_bits: float = 0.0
+
+
+def run_rounds(grid: Grid, server: Server, progress: Progress) -> Progress:
+    """Runs all rounds after `progress`; each ends with a checkpoint and an event line.
+
+    Raises:
+        RunError: if too small a share of a cohort answers.
+    """
+    for server_round in range(progress.server_round + 1, server.config.run.rounds + 1):
+        started = time.perf_counter()
+        record = _run_round(grid, server, progress, server_round)
+        record["seconds"] = round(time.perf_counter() - started, 3)
+        progress.records.append(record)
+        save_checkpoint(server.output / "checkpoint", progress, server.config.hash)
+        line = json.dumps(record).encode() + b"\n"
+        append_durably(server.output / "events.jsonl", line)
+        _log(record)
+    return progress
+
+
+def restore_events(output: Path, progress: Progress) -> None:
+    """Rewrites ``events.jsonl`` to what the checkpoint knows."""
+    lines = [json.dumps(record).encode() + b"\n" for record in progress.records]
+    write_atomically(output / "events.jsonl", b"".join(lines))
+
+
+def final_state(progress: Progress, config: RunConfig) -> Tensors:
+    """Returns the trainable state of the final model: the mean of the last rounds'."""
+    return scale(progress.tail, 1 / min(config.run.average_last, config.run.rounds))
+
+
+def judge(server: Server, state: Tensors) -> float:
+    """Returns the metric of a state on the held-out data, with all cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(torch.multiprocessing.cpu_count())
+    try:
+        load_trainable_state(server.model, state)
+        precision = server.config.training.precision
+        return evaluate(server.model, server.held_out, precision)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run_round(
+    grid: Grid, server: Server, progress: Progress, server_round: int
+) -> dict[str, Any]:
+    """Advances `progress` by one round and returns the round's record."""
+    config = server.config
+    cohort = rotation(server_round, config.cohort.size, config.partition.num_clients)
+    state = COMPRESSORS["dense"]().compress(progress.trainable, torch.Generator())
+    requests = {
+        client: _request(server, progress, server_round, client, state.to_bytes())
+        for client in cohort
+    }
+    for client in cohort:
+        progress.asked[client] = progress.asked.get(client, 0) + 1
+    replies = exchange(grid, requests)
+    tally = Tally()
+    updates = _updates(server, progress, replies, tally)
+    first = next(updates, None)
+    needed = config.cohort.min_reply_share * len(cohort)
+    if first is not None:
+        stream = _chain(first, updates)
+        step, aggregator = server.aggregator.aggregate(stream, progress.aggregator)
+    if first is None or tally.replies < needed:
+        raise RunError(_too_few(server_round, len(cohort), tally, needed))
+    progress.aggregator = aggregator
+    progress.trainable = add(progress.trainable, step)
+    if server_round > config.run.rounds - config.run.average_last:
+        progress.tail = add(progress.tail, progress.trainable)
+    progress.server_round = server_round
+    return {
+        "round": server_round,
+        "cohort_size": len(cohort),
+        "replies": tally.replies,
+        "failures": len(cohort) - tally.replies,
+        "metric": _metric(server, progress),
+        "bytes_up": tally.bytes_up,
+        "bytes_down": sum(len(request.state) for request in requests.values()),
+        "entropy_bytes": round(tally.entropy_bits / 8),
+        "seconds": 0.0,
+    }
+
+
+def _request(
+    server: Server, progress: Progress, server_round: int, client: int, state: bytes
+) -> TrainRequest:
+    length, head = progress.acknowledged.get(client, (0, ""))
+    return TrainRequest(
+        run=server.run,
+        server_round=server_round,
+        config_hash=server.config.hash,
+        plan_hash=server.plan.hash if server.plan else "",
+        backbone=server.model.fingerprint,
+        state=state,
+        ledger_length=length,
+        ledger_head=head,
+        # Two checkpoints are kept: a fall-back may ask again for the last two rounds.
+        durable_round=max(0, server_round - 3),
+    )
+
+
+def exchange(grid: Grid, requests: dict[int, TrainRequest]) -> dict[int, TrainReply]:
+    """Sends each client its request and waits for the replies that come.
+
+    A message that is an error, or no train reply, counts as ``failed``.
+    """
+    nodes = sorted(grid.get_node_ids())
+    messages = [
+        Message(
+            request.to_record(),
+            dst_node_id=nodes[client],
+            message_type="train",
+            group_id=str(request.server_round),
+        )
+        for client, request in requests.items()
+    ]
+    replies = {}
+    for message in grid.send_and_receive(messages):
+        client = nodes.index(message.metadata.src_node_id)
+        replies[client] = _read_reply(client, message)
+    return replies
+
+
+def _read_reply(client: int, message: Message) -> TrainReply:
+    if message.has_error():
+        logger.warning("client=%d error=%s", client, message.error.reason)
+        return TrainReply("failed")
+    try:
+        return TrainReply.from_record(message.content)
+    except InvalidPayload as error:
+        logger.warning("client=%d invalid reply: %s", client, error)
+        return TrainReply("failed")
+
+
+def _updates(
+    server: Server, progress: Progress, replies: dict[int, TrainReply], tally: Tally
+) -> Iterator[Update]:
+    """Decodes the replies one by one, in the clients' order, not that of arrival."""
+    for client in sorted(replies):
+        reply = replies.pop(client)
+        if reply.code == "ok":
+            try:
+                payload = Payload.from_bytes(reply.payload)
+                template = progress.trainable
+                tensors = server.compressor.decompress(payload, template)
+            except InvalidPayload as error:
+                logger.warning("client=%d invalid payload: %s", client, error)
+                tally.codes["invalid-payload"] += 1
+                continue
+            tally.replies += 1
+            tally.bytes_up += len(reply.payload)
+            tally.entropy_bits += server.compressor.entropy_bits(payload, template)
+            progress.acknowledged[client] = (reply.ledger_length, reply.ledger_head)
+            yield Update(
+                tensors, reply.num_examples if reply.num_examples >= 0 else None
+            )
+        else:
+            tally.codes[reply.code] += 1
+
+
+def _chain(first: Update, rest: Iterator[Update]) -> Iterator[Update]:
+    yield first
+    yield from rest
+
+
+def _metric(server: Server, progress: Progress) -> float | None:
+    run = server.config.run
+    if progress.server_round == run.rounds:
+        return judge(server, final_state(progress, server.config))
+    if progress.server_round % run.evaluate_every == 0:
+        return judge(server, progress.trainable)
+    return None
+
+
+def _too_few(server_round: int, cohort_size: int, tally: Tally, needed: float) -> str:
+    codes = ", ".join(f"{count} {code}" for code, count in sorted(tally.codes.items()))
+    silent = cohort_size - tally.replies - sum(tally.codes.values())
+    reasons = codes + (f"{', ' if codes else ''}{silent} silent" if silent else "")
+    return (
+        f"Round {server_round}: expected at least {needed:g} of {cohort_size} clients "
+        f"to answer, got {tally.replies} ({reasons}). Nothing was lost: mend the cause "
+        "and go on with --resume."
+    )
+
+
+def _log(record: dict[str, Any]) -> None:
+    metric = record["metric"]
+    logger.info(
+        "round=%d replies=%d/%d metric=%s bytes_up=%d seconds=%.1f",
+        record["round"],
+        record["replies"],
+        record["cohort_size"],
+        "-" if metric is None else f"{metric:.4f}",
+        record["bytes_up"],
+        record["seconds"],
+        extra={"record": record},
+    )

@@ -1,0 +1,1 @@
+"""Many clients on one machine: shipped scenarios and the in-process engine."""

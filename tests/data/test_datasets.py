@@ -1,0 +1,111 @@
+"""Data sets by name, and what every data set is."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedpeft.config import DataSection, PartitionSection
+from fedpeft.data import TextExamples, load, partition, split
+from fedpeft.errors import AssetError, ConfigError
+
+
+def section(**keys: object) -> DataSection:
+    return DataSection.model_validate(
+        {"name": "rotten-tomatoes", "nominal_examples": 512, **keys}
+    )
+
+
+def test_rotten_tomatoes_is_complete(rotten_tomatoes: Path) -> None:
+    assert rotten_tomatoes.exists()
+    examples = load(section(labels=("rotten", "fresh")))
+    assert len(examples) == 12_808
+    assert examples.label_names == ("rotten", "fresh")
+    assert torch.bincount(examples.labels).tolist() == [5_405, 7_403]
+    assert len(set(examples.groups or ())) == 508
+    assert all(text.strip() for text in examples.texts)
+
+
+def test_rotten_tomatoes_splits_and_partitions_by_film(rotten_tomatoes: Path) -> None:
+    assert rotten_tomatoes.exists()
+    examples = load(section())
+    splits = split(examples, section(validation_fraction=0.1))
+    assert abs(len(splits.test) - 0.16 * len(examples)) <= 10
+    assert abs(len(splits.validation) - 0.1 * len(examples)) <= 10
+    assert not set(splits.test.groups or ()) & set(splits.train.groups or ())
+    clients = partition(splits.train, PartitionSection(name="by-group", num_clients=20))
+    sizes = Counter(len(client) for client in clients)
+    assert max(sizes) - min(sizes) <= 35
+
+
+def test_data_set_that_was_not_pulled_names_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path))
+    with pytest.raises(AssetError, match="run `fedpeft assets pull rotten-tomatoes`"):
+        load(section())
+
+
+def test_unknown_name_suggests_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'rotten-tomatoes'"):
+        load(section(name="rotten-tomatos"))
+    with pytest.raises(ConfigError, match=r"one of rotten-tomatoes, got 'imdb'\. A"):
+        load(section(name="imdb"))
+
+
+def test_labels_of_a_known_data_set_cannot_be_redefined(rotten_tomatoes: Path) -> None:
+    assert rotten_tomatoes.exists()
+    with pytest.raises(ConfigError, match="expected rotten, fresh for"):
+        load(section(labels=("fresh", "rotten")))
+
+
+@pytest.mark.parametrize("key", ["text", "label", "group"])
+def test_columns_of_a_known_data_set_cannot_be_set(key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"\[data\] {key}: describes a file"):
+        load(section(**{key: "other"}))
+
+
+def make() -> TextExamples:
+    return TextExamples(
+        texts=("a", "b", "c"),
+        labels=torch.tensor([0, 1, 0]),
+        groups=("x", "y", "x"),
+        label_names=("n", "p"),
+    )
+
+
+def test_subset_keeps_the_order_asked_for() -> None:
+    part = make().subset([2, 1])
+    assert part.texts == ("c", "b")
+    assert part.labels.tolist() == [0, 1]
+    assert part.groups == ("x", "y")
+    assert len(make().subset([])) == 0
+
+
+def test_groups_are_listed_by_name_with_their_indices() -> None:
+    assert make().indices_by_group() == {"x": [0, 2], "y": [1]}
+
+
+@pytest.mark.parametrize(
+    ("labels", "groups"),
+    [
+        (torch.tensor([0, 1]), None),
+        (torch.tensor([0.0, 1.0, 0.0]), None),
+        (torch.tensor([0, 1, 2]), None),
+        (torch.tensor([0, 1, -1]), None),
+        (torch.tensor([0, 1, 0]), ("x",)),
+    ],
+)
+def test_parts_that_disagree_are_refused(
+    labels: torch.Tensor, groups: tuple[str, ...] | None
+) -> None:
+    with pytest.raises(ValueError, match="Expected"):
+        TextExamples(("a", "b", "c"), labels, groups, ("n", "p"))
+
+
+def test_examples_without_groups_have_no_groups_to_list() -> None:
+    examples = TextExamples(("a",), torch.tensor([0]), None, ("n", "p"))
+    assert examples.subset([0]).groups is None
+    with pytest.raises(ValueError, match="with groups, got none"):
+        examples.indices_by_group()

@@ -1,0 +1,307 @@
+"""Crashes, tampering and what an operator can do about it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedpeft.errors import LedgerError, PrivacyBudgetExceeded
+from fedpeft.privacy import (
+    Plan,
+    Question,
+    Release,
+    RequestConflict,
+    SeededRandomness,
+    adopt,
+    epsilon,
+    open_release,
+    verify,
+)
+from fedpeft.privacy.ledger import head_path, ledger_path
+from fedpeft.privacy.outbox import Outbox
+
+SOURCE = "client-000"
+PLAN = Plan(
+    unit="example",
+    relation="add-or-remove-one",
+    target_epsilon=4.0,
+    target_delta=1e-5,
+    planned_epsilon=3.99,
+    noise_multiplier=2.0,
+    clipping_norm=1.0,
+    sampling_rate=0.5,
+    nominal_batch=4,
+    local_steps=2,
+    max_participations=4,
+)
+
+
+def _open(state: Path, plan: Plan | None = PLAN):
+    return open_release(
+        state,
+        SOURCE,
+        plan=plan,
+        randomness=SeededRandomness(0),
+        backbone="fingerprint",
+    )
+
+
+def _train(release: Release, plan: Plan | None = PLAN) -> None:
+    """Draws what a round of local training draws."""
+    for _ in release.batches(8) if plan else ():
+        release.noise(torch.zeros(3), plan.noise_multiplier * plan.clipping_norm)
+
+
+def _release(state: Path, server_round: int, run: str = "run", plan=PLAN) -> bytes:
+    with _open(state, plan) as release:
+        question = Question(run, server_round, f"request-{server_round}")
+        stored = release.repeat(question)
+        if stored:
+            return stored.payload
+        release.authorise(run)
+        _train(release, plan)
+        payload = f"answer-{run}-{server_round}".encode()
+        residual = {"weight": torch.full((2,), float(server_round))}
+        return release.commit(question, payload, residual).payload
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    for server_round in (1, 2):
+        _release(tmp_path, server_round)
+    return tmp_path
+
+
+def _lines(state: Path) -> list[bytes]:
+    return ledger_path(state, SOURCE).read_bytes().splitlines(keepends=True)
+
+
+def _rewrite(state: Path, lines: list[bytes]) -> None:
+    ledger_path(state, SOURCE).write_bytes(b"".join(lines))
+
+
+def test_releases_compose_over_runs(state: Path) -> None:
+    _release(state, 1, run="another")
+    ledger = verify(state, SOURCE)
+    assert [entry.run for entry in ledger.entries] == ["run", "run", "another"]
+    expected = epsilon([PLAN.composition(3)], 1e-5)
+    assert ledger.spent(1e-5) == pytest.approx(expected)
+    assert ledger.spent(1e-5) > epsilon([PLAN.composition(2)], 1e-5)
+
+
+def test_the_same_request_gets_the_same_bytes_and_is_charged_once(state: Path) -> None:
+    assert _release(state, 2) == b"answer-run-2"
+    assert len(_lines(state)) == 2
+
+
+def test_another_request_for_an_answered_round_is_refused(state: Path) -> None:
+    with _open(state) as release, pytest.raises(RequestConflict, match="Round 2"):
+        release.repeat(Question("run", 2, "something else"))
+
+
+def test_error_feedback_memory_is_the_newest_answers(state: Path) -> None:
+    with _open(state) as release:
+        assert torch.equal(release.residual("run")["weight"], torch.full((2,), 2.0))
+        assert release.residual("never seen") == {}
+
+
+def test_acknowledged_answers_go_and_the_newest_stays(state: Path) -> None:
+    with _open(state) as release:
+        release.discard("run", 2)
+    assert [record.entry.round for record in Outbox(state, SOURCE).records()] == [2]
+    with _open(state) as release, pytest.raises(RequestConflict, match="not kept"):
+        release.repeat(Question("run", 1, "request-1"))
+
+
+def test_the_cap_of_the_plan_holds(tmp_path: Path) -> None:
+    for server_round in range(1, 5):
+        _release(tmp_path, server_round)
+    with pytest.raises(PrivacyBudgetExceeded, match="4 rounds a client"):
+        _release(tmp_path, 5)
+
+
+def test_a_second_run_is_refused_where_the_budget_is_spent(tmp_path: Path) -> None:
+    spent = 0
+    while epsilon([PLAN.composition(spent + 1)], 1e-5) <= 4.0:
+        spent += 1
+        _release(tmp_path, 1, run=f"run-{spent}")
+    with pytest.raises(PrivacyBudgetExceeded, match="past its budget of 4"):
+        _release(tmp_path, 1, run="one more")
+    ledger = verify(tmp_path, SOURCE)
+    assert len(ledger.entries) == spent >= 4
+    assert ledger.spent(1e-5) <= 4.0
+
+
+def test_a_release_without_privacy_spends_everything(tmp_path: Path) -> None:
+    _release(tmp_path, 1, plan=None)
+    assert verify(tmp_path, SOURCE).spent(1e-5) == float("inf")
+    with pytest.raises(PrivacyBudgetExceeded):
+        _release(tmp_path, 2)
+
+
+def test_training_outside_the_plan_is_not_released(tmp_path: Path) -> None:
+    with _open(tmp_path) as release:
+        for _ in release.batches(8):
+            pass  # batches without noise
+        with pytest.raises(ValueError, match="2 batches and 2 noises"):
+            release.commit(Question("run", 1, "r"), b"bytes", {})
+        with pytest.raises(ValueError, match=r"Expected noise of 2\.0, got 1\.0"):
+            release.noise(torch.zeros(3), 1.0)
+    assert not ledger_path(tmp_path, SOURCE).exists()
+
+
+@pytest.mark.parametrize("cut", [1, 50, -1])
+def test_a_torn_last_line_is_repaired_and_charged(state: Path, cut: int) -> None:
+    _release(state, 3)
+    lines = _lines(state)
+    head_path(state, SOURCE).write_text(
+        json.dumps({"length": 2, "hash": json.loads(lines[1])["hash"]})
+    )
+    _rewrite(state, [*lines[:2], lines[2][:cut]])
+    assert _release(state, 3) == b"answer-run-3"
+    assert _lines(state) == lines
+
+
+def test_an_answer_that_a_crash_kept_from_the_ledger_is_charged(state: Path) -> None:
+    before = {
+        path: path.read_bytes()
+        for path in (ledger_path(state, SOURCE), head_path(state, SOURCE))
+    }
+    _release(state, 3)
+    for path, content in before.items():  # as if killed right after the outbox
+        path.write_bytes(content)
+    assert _release(state, 3) == b"answer-run-3"
+    assert len(_lines(state)) == 3
+
+
+def test_a_head_that_lags_behind_is_brought_up(state: Path) -> None:
+    head = head_path(state, SOURCE).read_bytes()
+    _release(state, 3)
+    newest = head_path(state, SOURCE).read_bytes()
+    head_path(state, SOURCE).write_bytes(head)
+    _release(state, 3)
+    assert head_path(state, SOURCE).read_bytes() == newest
+
+
+def _deleted(state: Path) -> None:
+    ledger_path(state, SOURCE).unlink()
+
+
+def _deleted_with_head(state: Path) -> None:
+    ledger_path(state, SOURCE).unlink()
+    head_path(state, SOURCE).unlink()
+
+
+def _head_deleted(state: Path) -> None:
+    head_path(state, SOURCE).unlink()
+
+
+def _shortened(state: Path) -> None:
+    _rewrite(state, _lines(state)[:1])
+
+
+def _edited(state: Path) -> None:
+    lines = _lines(state)
+    _rewrite(state, [lines[0].replace(b'"steps": 2', b'"steps": 1'), lines[1]])
+
+
+def _last_edited(state: Path) -> None:
+    lines = _lines(state)
+    _rewrite(state, [lines[0], lines[1].replace(b"2.0", b"9.0")])
+
+
+def _line_removed(state: Path) -> None:
+    _rewrite(state, _lines(state)[1:])
+
+
+def _garbage(state: Path) -> None:
+    ledger_path(state, SOURCE).write_bytes(b"\x00\xff\n" * 2)
+
+
+def _head_garbage(state: Path) -> None:
+    head_path(state, SOURCE).write_bytes(b"[]")
+
+
+def _outbox_damaged(state: Path) -> None:
+    path = next((state / "outbox" / SOURCE).iterdir())
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+TAMPERINGS = [
+    _deleted,
+    _deleted_with_head,
+    _head_deleted,
+    _shortened,
+    _edited,
+    _last_edited,
+    _line_removed,
+    _garbage,
+    _head_garbage,
+    _outbox_damaged,
+]
+
+
+@pytest.mark.parametrize("tamper", TAMPERINGS, ids=lambda f: f.__name__)
+def test_tampering_is_noticed_and_an_operator_can_go_on(state: Path, tamper) -> None:
+    honest = verify(state, SOURCE).spent(1e-5)
+    tamper(state)
+    with pytest.raises(LedgerError) as caught:
+        _release(state, 3)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(LedgerError):
+        verify(state, SOURCE)
+    adopt(state, SOURCE)
+    assert verify(state, SOURCE).spent(1e-5) >= honest or tamper is _head_deleted
+
+
+def test_a_restored_backup_is_noticed(state: Path, tmp_path_factory) -> None:
+    backup = tmp_path_factory.mktemp("backup")
+    for folder in ("ledger", "heads"):
+        shutil.copytree(state / folder, backup / folder)
+    _release(state, 3)
+    for folder in ("ledger", "heads"):
+        shutil.rmtree(state / folder)
+        shutil.copytree(backup / folder, state / folder)
+    with _open(state) as release:  # the outbox still knows the third release
+        pass
+    assert len(_lines(state)) == 3
+    for folder in ("ledger", "heads", "outbox"):
+        shutil.rmtree(state / folder)
+    shutil.copytree(backup, state, dirs_exist_ok=True)
+    with (
+        _open(state) as release,
+        pytest.raises(LedgerError, match="lost or restored"),
+    ):
+        release.confirm(3, "what the server was told")
+
+
+def test_adopting_charges_lost_releases_at_the_costliest_price(state: Path) -> None:
+    _release(state, 3)
+    _rewrite(state, _lines(state)[:1])
+    adoption = adopt(state, SOURCE)
+    assert (adoption.kept, adoption.charged) == (1, 2)
+    assert adoption.backup is not None
+    assert verify(state, SOURCE).spent(1e-5) == pytest.approx(
+        epsilon([PLAN.composition(3)], 1e-5)
+    )
+
+
+def test_adopting_without_any_knowledge_is_infinitely_dear(state: Path) -> None:
+    _deleted(state)
+    shutil.rmtree(state / "outbox")
+    assert adopt(state, SOURCE).charged == 2
+    assert verify(state, SOURCE).spent(1e-5) == float("inf")
+    with pytest.raises(PrivacyBudgetExceeded):
+        _release(state, 3)
+
+
+def test_a_full_disk_releases_nothing(state: Path, monkeypatch) -> None:
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("fedpeft.privacy.outbox.write_atomically", full)
+    with pytest.raises(OSError, match="No space"):
+        _release(state, 3)
+    assert len(_lines(state)) == 2
