@@ -44,6 +44,7 @@ def answer(site: Site, client: int, state: Path, request: TrainRequest) -> Train
             plan=site.plan,
             randomness=_randomness(site, client, request.server_round),
             backbone=site.model.fingerprint,
+            budget_epsilon=site.config.privacy.budget_epsilon,
         ) as release:
             return _answer(site, client, release, request)
     except RequestConflict as error:

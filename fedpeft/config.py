@@ -156,6 +156,9 @@ class PrivacySection(Section):
     Attributes:
         unit: ``example`` (neighbouring data sets differ by adding or removing one
             example of one client) or ``none``.
+        target_epsilon: what this run may spend; the noise is calibrated for it.
+        budget_epsilon: what a client's data may release over all runs in its ledger;
+            None allows `target_epsilon`.
         noise: ``secure`` (a cryptographic keystream) or ``seeded`` (tests and
             reproductions: whoever knows the seed can remove the noise).
     """
@@ -163,6 +166,7 @@ class PrivacySection(Section):
     unit: Literal["example", "none"] = "example"
     target_epsilon: float = Field(default=8.0, gt=0)
     target_delta: float = Field(default=1e-5, gt=0, lt=1)
+    budget_epsilon: float | None = Field(default=None, gt=0)
     clipping_norm: float = Field(default=1.0, gt=0)
     noise: Literal["secure", "seeded"] = "secure"
 

@@ -10,6 +10,7 @@ from flwr.app import Context, RecordDict
 
 from client.site import partition_digest
 from fedpeft.config import RunConfig
+from fedpeft.data import load, partition, split
 from fedpeft.errors import RunError
 from fedpeft.privacy import data_sources, verify
 from server.app import app, write_json
@@ -34,6 +35,7 @@ def simulate(
     config = _resolve(config, output, resume=resume)
     state = Path(config.run.state) if config.run.state else output
     _check_state(config, state)
+    partition(split(load(config.data), config.data).train, config.partition)
     torch.set_num_threads(1)
     set_identity()
     shared: RunConfigDict = {"config": config.to_toml(), "state": str(state.absolute())}

@@ -1,5 +1,6 @@
 """What all tests share: one thread, no hub, a fixed hypothesis profile, real assets."""
 
+import csv
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from hypothesis import settings
 
 from fedpeft import assets
+from fedpeft.data.rotten_tomatoes import load as rotten_tomatoes_examples
 
 settings.register_profile("ci", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("ci")
@@ -42,3 +44,24 @@ def minilm() -> Path:
 def rotten_tomatoes() -> Path:
     """The file of the real reviews; the first use downloads 9 MB."""
     return assets.pull("rotten-tomatoes")
+
+
+@pytest.fixture(scope="session")
+def small_reviews(
+    minilm: Path, rotten_tomatoes: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A csv of 240 real reviews of 24 films, ten each: a user's own file."""
+    examples = rotten_tomatoes_examples()
+    path = tmp_path_factory.mktemp("data") / "reviews.csv"
+    films: dict[str, int] = {}
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["review", "verdict", "film"])
+        for text, label, film in zip(
+            examples.texts, examples.labels.tolist(), examples.groups, strict=True
+        ):
+            seen = films.get(film, 0)
+            if seen < 10 and (film in films or len(films) < 24):
+                films[film] = seen + 1
+                rows.writerow([text, examples.label_names[label], film])
+    return path

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -9,9 +10,51 @@ from torch import nn
 from transformers import BertConfig, BertModel
 
 from fedpeft.backbone import TextClassifier
+from fedpeft.config import RunConfig
 from fedpeft.interfaces import Operation, PeftMethod
 
 VOCABULARY = 64
+
+SMALL = """
+[run]
+rounds = 3
+workers = 0
+[data]
+path = "{path}"
+text = "review"
+label = "verdict"
+labels = ["rotten", "fresh"]
+group = "film"
+nominal_examples = 48
+test_fraction = 0.2
+max_length = 32
+[partition]
+name = "by-group"
+num_clients = 4
+[model]
+backbone = "minilm"
+[peft]
+name = "lora"
+rank = 2
+first_layer = 5
+[training]
+optimizer = "sgd"
+learning_rate = 0.1
+batch_size = 24
+[cohort]
+size = 2
+[privacy]
+noise = "seeded"
+[compression]
+name = "ternary"
+density = 0.2
+error_feedback = true
+"""
+
+
+def small_config(path: Path, *overrides: str) -> RunConfig:
+    """A run of seconds: 4 clients, 3 rounds, the real MiniLM, a csv of real reviews."""
+    return RunConfig.from_toml(SMALL.format(path=path), overrides)
 
 
 def tiny_bert(dropout: float = 0.0) -> BertModel:

@@ -4,11 +4,11 @@ What was done is data (:class:`Composition`); what it cost is a pure function of
 (:func:`epsilon`). All of it by composing privacy loss distributions (PLD) with
 ``dp_accounting``, whose grid errs upward.
 
->>> history = [Composition(noise_multiplier=1.0, sampling_rate=0.05, steps=1000)]
+>>> history = [Composition(noise_multiplier=1.0, sampling_rate=0.0625, steps=320)]
 >>> round(epsilon(history, delta=1e-5), 2)
-11.14
->>> calibrate(0.05, 1000, target_epsilon=8.0, target_delta=1e-5)
-1.2386
+7.63
+>>> calibrate(0.0625, 320, target_epsilon=8.0, target_delta=1e-5)
+0.97581
 """
 
 import math
@@ -34,8 +34,12 @@ MIN_NOISE_MULTIPLIER = 0.05
 MAX_STEPS = 1_000_000
 """The longest history that is accounted; accuracy was measured up to here."""
 
-# The first grid has this many cells in the widest step's range of losses, and this
-# share of a step's typical loss as its cell: the coarser of the two.
+# What double precision cannot tell apart errs upward: less noise than this counts as
+# none, and a smaller sampling rate as this one.
+_NO_NOISE = 0.01
+_LEAST_RATE = 1e-8
+# The first grid's cell is a share of a step's typical loss, or of the largest loss that
+# matters, whichever is coarser.
 _FIRST_CELLS = 1000
 _FIRST_SHARE = 0.1
 # Cells shrink by this factor until epsilon falls by less than the tolerance. The error
@@ -106,11 +110,12 @@ def epsilon(history: Iterable[Composition], delta: float) -> float:
 
     **Guarantees**: never below the true epsilon, for either direction of
     add-or-remove-one, also if each release was chosen after seeing those before it (at
-    parameters fixed in advance). Above it by less than 0.1 %, typically by 0.01 %,
-    where the sampling rate is at least 0.001 and epsilon at least 0.01; by a few
-    percent of a tiny value elsewhere. Steps with equal parameters are one composition,
-    however a history divides them: accounting in ten rounds gives the same number, bit
-    for bit, as at once. ``inf`` if any release had no noise; 0.0 for no releases.
+    parameters fixed in advance). Above it by less than 0.1 %, typically 0.01 %, where
+    epsilon is at least 0.01, the sampling rate at least 0.001 and delta at least 1,000
+    times the least that is accepted; by a few percent elsewhere. Steps with equal
+    parameters are one composition, however a history divides them: ten rounds give the
+    same number, bit for bit, as all at once. ``inf`` if any release had no noise, or a
+    multiplier below 0.01; 0.0 for no releases.
 
     Args:
         history: the releases; order does not matter.
@@ -129,7 +134,8 @@ def epsilon(history: Iterable[Composition], delta: float) -> float:
     steps: defaultdict[tuple[float, float], int] = defaultdict(int)
     for done in history:
         if done.steps:
-            steps[float(done.noise_multiplier), float(done.sampling_rate)] += done.steps
+            rate = max(float(done.sampling_rate), _LEAST_RATE)
+            steps[float(done.noise_multiplier), rate] += done.steps
     merged = [Composition(*parameters, count) for parameters, count in steps.items()]
     merged.sort(key=lambda done: (done.noise_multiplier, done.sampling_rate))
     return _epsilon(tuple(merged), delta)
@@ -189,13 +195,13 @@ def max_steps(
 ) -> int:
     """Returns the largest number of steps that stay within a target; 0 if none does.
 
-    Never more than :data:`MAX_STEPS`, even where more would fit.
+    Never more than :func:`epsilon` can account, even where more would fit.
 
     Raises:
         ValueError: for arguments out of range.
 
-    >>> max_steps(1.2386, 0.05, target_epsilon=8.0, target_delta=1e-5)
-    1000
+    >>> max_steps(0.97581, 0.0625, target_epsilon=8.0, target_delta=1e-5)
+    320
     """
     _check_target(target_epsilon)
 
@@ -203,7 +209,15 @@ def max_steps(
         done = Composition(noise_multiplier, sampling_rate, steps)
         return epsilon([done], target_delta) <= target_epsilon
 
-    return _largest(fits, limit=MAX_STEPS)
+    limit = max(1, min(MAX_STEPS, int(target_delta / (2 * _ROUNDING_A_STEP))))
+    low, high = 0, 1
+    while high <= limit and fits(high):
+        low, high = high, 2 * high
+    high = min(high, limit + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 @lru_cache(maxsize=4096)
@@ -211,7 +225,7 @@ def _epsilon(history: tuple[Composition, ...], delta: float) -> float:
     """Refines the grid until it no longer matters; every grid gives an upper bound."""
     if not history:
         return 0.0
-    if any(done.noise_multiplier == 0 for done in history):
+    if any(done.noise_multiplier < _NO_NOISE for done in history):
         return math.inf
     steps = sum(done.steps for done in history)
     if steps > MAX_STEPS:
@@ -297,11 +311,12 @@ def _least_noise(cost: Callable[[float], float], target: float) -> float:
 
     Rounding also makes the result equal on machines whose FFTs differ in the last bit.
     """
-    # Nearly a straight line in logarithms, which Brent's method finds in a few steps.
+    # Nearly a straight line in logarithms, which Brent's method finds in a few steps;
+    # the ends are out by a little, so that rounding cannot bring both to one side.
     root = optimize.brentq(
         lambda log_noise: math.log(max(cost(math.exp(log_noise)), 1e-9) / target),
-        math.log(MIN_NOISE_MULTIPLIER),
-        math.log(MAX_NOISE_MULTIPLIER),
+        math.log(MIN_NOISE_MULTIPLIER) - 1e-3,
+        math.log(MAX_NOISE_MULTIPLIER) + 1e-3,
         xtol=1e-6,
     )
     noise = math.exp(root)
@@ -312,21 +327,6 @@ def _least_noise(cost: Callable[[float], float], target: float) -> float:
     while cost(round((count - 1) / 10.0**decimals, decimals)) <= target:
         count -= 1
     return round(count / 10.0**decimals, decimals)
-
-
-def _largest(fits: Callable[[int], bool], limit: int) -> int:
-    """Returns the largest count up to `limit` that fits, by doubling and bisection."""
-    low, high = 0, 1
-    while high <= limit and fits(high):
-        low, high = high, 2 * high
-    high = min(high, limit + 1)
-    while high - low > 1:
-        middle = (low + high) // 2
-        if fits(middle):
-            low = middle
-        else:
-            high = middle
-    return low
 
 
 def _check_target(target_epsilon: float) -> None:

@@ -59,6 +59,7 @@ def open_release(
     plan: Plan | None,
     randomness: Randomness,
     backbone: str,
+    budget_epsilon: float | None = None,
 ) -> Iterator["Release"]:
     """Locks the data source, verifies its ledger and repairs what a crash left.
 
@@ -68,6 +69,7 @@ def open_release(
         plan: what a round may release; None for a run without privacy.
         randomness: of the Poisson batches and of the noise.
         backbone: fingerprint for the ledger.
+        budget_epsilon: over all runs; None allows the plan's target.
 
     Raises:
         LedgerError: if the ledger is missing, shorter than it was, or altered.
@@ -77,7 +79,7 @@ def open_release(
         records = outbox.records()
         ledger = open_ledger(state, data_source, expected=bool(records))
         _charge_unrecorded(ledger, records)
-        yield Release(ledger, outbox, plan, randomness, backbone)
+        yield Release(ledger, outbox, plan, randomness, backbone, budget_epsilon)
 
 
 def _charge_unrecorded(ledger: Ledger, records: list[Record]) -> None:
@@ -99,8 +101,8 @@ class Release:
 
     **Guarantees**: what :meth:`commit` returns is on disk together with the next
     error-feedback memory, and charged, before it can be sent. A release past the plan's
-    cap or past the target epsilon, counted over all runs in the ledger, is refused
-    before any data are read. The batches are Poisson at the plan's rate and the noise
+    cap, or past the budget counted over all runs in the ledger, is refused before any
+    data are read. The batches are Poisson at the plan's rate and the noise
     has the plan's standard deviation, once a step, or nothing is released.
     """
 
@@ -111,12 +113,14 @@ class Release:
         plan: Plan | None,
         randomness: Randomness,
         backbone: str,
+        budget_epsilon: float | None,
     ) -> None:
         self._ledger = ledger
         self._outbox = outbox
         self._plan = plan
         self._randomness = randomness
         self._backbone = backbone
+        self._budget_epsilon = budget_epsilon
         self._batches_drawn = 0
         self._noises_drawn = 0
 
@@ -182,11 +186,12 @@ class Release:
                 f"{self._ledger.data_source} has had them."
             )
         history = [entry.composition for entry in entries]
+        budget = self._budget_epsilon or plan.target_epsilon
         after = epsilon([*history, plan.composition()], plan.target_delta)
-        if after > plan.target_epsilon:
+        if after > budget:
             raise PrivacyBudgetExceeded(
                 f"One more round would bring {self._ledger.data_source} to epsilon "
-                f"{after:.3f}, past its budget of {plan.target_epsilon:g}."
+                f"{after:.3f}, past its budget of {budget:g}."
             )
 
     def residual(self, run: str) -> Tensors:
