@@ -161,12 +161,13 @@ def assets_list() -> None:
     from fedpeft import assets
 
     table = Table()
-    for column in ("name", "kind", "package", "licence", "at hand"):
-        table.add_column(column)
+    for column in ("name", "kind", "package", "at hand"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("licence")
     for asset in assets.catalogue().values():
         package = f"{asset.package}=={asset.version}"
         at_hand = "yes" if assets.is_present(asset) else "no"
-        table.add_row(asset.name, asset.kind, package, asset.licence, at_hand)
+        table.add_row(asset.name, asset.kind, package, at_hand, asset.licence)
     Console().print(table)
 
 

@@ -174,7 +174,7 @@ def test_a_second_run_on_the_same_data_continues_the_ledgers(
 ) -> None:
     state = f"run.state={tmp_path / 'state'}"
     simulate(small_config(small_reviews, state), tmp_path / "first")
-    with pytest.raises(RunError, match="0 .*budget-spent"):
+    with pytest.raises(RunError, match=r"0 .*budget-spent"):
         simulate(small_config(small_reviews, state, "run.seed=1"), tmp_path / "second")
     spent = [verify(tmp_path / "state", s) for s in data_sources(tmp_path / "state")]
     assert all(ledger.spent(1e-5) <= 8.0 for ledger in spent)

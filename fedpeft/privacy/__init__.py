@@ -1,7 +1,8 @@
 """Differential privacy: plan, gradients, noise, accountant, ledger, release."""
 
-from fedpeft.privacy.accountant import Composition, calibrate, epsilon
+from fedpeft.privacy.accountant import Composition, epsilon
 from fedpeft.privacy.adopt import Adoption, adopt, verify
+from fedpeft.privacy.calibration import calibrate
 from fedpeft.privacy.engine import DpSgd, NonPrivate
 from fedpeft.privacy.ledger import Entry, Ledger, data_sources, open_ledger
 from fedpeft.privacy.plan import Plan, make_plan

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 
 from fedpeft.config import RunConfig, TrainingSection
 from fedpeft.errors import ConfigError
-from fedpeft.privacy.accountant import (
+from fedpeft.privacy.accountant import Composition, epsilon
+from fedpeft.privacy.calibration import (
     MAX_NOISE_MULTIPLIER,
-    Composition,
     TargetOutOfReach,
     calibrate,
-    epsilon,
 )
 
 RELATION = "add-or-remove-one"
@@ -57,7 +56,6 @@ class Plan:
     def composition(self, participations: int = 1) -> Composition:
         """Returns what a client has released after so many rounds.
 
-        >>> from fedpeft.privacy.plan import Plan
         >>> plan = Plan("example", "add-or-remove-one", 8.0, 1e-5, 7.73, 1.0, 1.0,
         ...             sampling_rate=0.0625, nominal_batch=64, local_steps=16,
         ...             max_participations=20)
@@ -107,28 +105,16 @@ def make_plan(config: RunConfig) -> Plan | None:
     max_participations = rotation_cap(
         config.run.rounds, config.cohort.size, config.partition.num_clients
     )
-    target_epsilon = config.privacy.target_epsilon
-    target_delta = config.privacy.target_delta
-    try:
-        noise_multiplier = calibrate(
-            sampling_rate,
-            max_participations * local_steps,
-            target_epsilon=target_epsilon,
-            target_delta=target_delta,
-        )
-    except TargetOutOfReach as error:
-        raise _too_many_rounds(config, error.max_steps // local_steps) from None
-    except ValueError as error:
-        raise ConfigError(f"[privacy]: {error}") from None
+    noise_multiplier = _noise(config, sampling_rate, local_steps, max_participations)
     done = Composition(
         noise_multiplier, sampling_rate, max_participations * local_steps
     )
     return Plan(
         unit=config.privacy.unit,
         relation=RELATION,
-        target_epsilon=target_epsilon,
-        target_delta=target_delta,
-        planned_epsilon=epsilon([done], target_delta),
+        target_epsilon=config.privacy.target_epsilon,
+        target_delta=config.privacy.target_delta,
+        planned_epsilon=epsilon([done], config.privacy.target_delta),
         noise_multiplier=noise_multiplier,
         clipping_norm=config.privacy.clipping_norm,
         sampling_rate=sampling_rate,
@@ -163,6 +149,23 @@ def rotation_cap(rounds: int, cohort_size: int, num_clients: int) -> int:
     6
     """
     return -(-rounds * cohort_size // num_clients)
+
+
+def _noise(
+    config: RunConfig, sampling_rate: float, local_steps: int, max_participations: int
+) -> float:
+    """Returns the noise multiplier of the plan, or says in rounds why there is none."""
+    try:
+        return calibrate(
+            sampling_rate,
+            max_participations * local_steps,
+            target_epsilon=config.privacy.target_epsilon,
+            target_delta=config.privacy.target_delta,
+        )
+    except TargetOutOfReach as error:
+        raise _too_many_rounds(config, error.max_steps // local_steps) from None
+    except ValueError as error:
+        raise ConfigError(f"[privacy]: {error}") from None
 
 
 def _too_many_rounds(config: RunConfig, participations: int) -> ConfigError:

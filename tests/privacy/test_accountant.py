@@ -10,14 +10,12 @@ from opacus.accountants import PRVAccountant
 from scipy import integrate, special
 
 from fedpeft.errors import ConfigError
-from fedpeft.privacy.accountant import (
+from fedpeft.privacy.accountant import MAX_STEPS, Composition, epsilon
+from fedpeft.privacy.calibration import (
     MAX_NOISE_MULTIPLIER,
-    MAX_STEPS,
     MIN_NOISE_MULTIPLIER,
-    Composition,
     TargetOutOfReach,
     calibrate,
-    epsilon,
     max_steps,
 )
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from fedpeft.config import RunConfig, TrainingSection
 from fedpeft.errors import ConfigError
-from fedpeft.privacy.accountant import Composition, calibrate, epsilon
+from fedpeft.privacy.accountant import Composition, epsilon
+from fedpeft.privacy.calibration import calibrate
 from fedpeft.privacy.plan import Plan, make_plan, nominal_steps, rotation_cap
 
 SCENARIO = """

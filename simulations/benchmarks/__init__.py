@@ -1,0 +1,1 @@
+"""Measurements to repeat: ``python -m simulations.benchmarks.NAME --json``."""
