@@ -78,6 +78,10 @@ class PrivacyEngine(ABC):
         """
 
     @abstractmethod
+    def reset(self) -> None:
+        """Forgets what an interrupted step left; local training starts with it."""
+
+    @abstractmethod
     def accumulate(self, losses: torch.Tensor) -> None:
         """Adds the clipped gradients of one physical batch to the step's sum.
 

@@ -22,12 +22,15 @@ class TaskModel:
         operations: of all trainable parameters, the head's last.
         tokenizer: of the backbone.
         fingerprint: of the backbone, before anything was added.
+        adapter_constants: what the method added and does not train, such as LoRA's
+            frozen A: equal at all clients, and part of the result.
     """
 
     module: TextClassifier
     operations: list[Operation]
     tokenizer: Any
     fingerprint: str
+    adapter_constants: Tensors
 
     @property
     def device(self) -> torch.device:
@@ -48,16 +51,23 @@ def build_model(config: RunConfig, num_labels: int) -> TaskModel:
     """
     backbone = load_backbone(config.model.backbone)
     method = build(METHODS, config.peft, "peft")
+    given = {id(parameter) for parameter in backbone.module.parameters()}
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(config.run.seed, "adapter"))
         operations = method.attach(backbone.module)
         module = TextClassifier(backbone.module, backbone.hidden_size, num_labels)
     module.to("cuda" if torch.cuda.is_available() else "cpu")
+    constants = {
+        name: parameter.detach().cpu()
+        for name, parameter in module.named_parameters()
+        if id(parameter) not in given and not parameter.requires_grad
+    }
     return TaskModel(
         module,
         [*operations, module.head_operation],
         backbone.tokenizer,
         backbone.fingerprint,
+        constants,
     )
 
 

@@ -38,6 +38,7 @@ def train_locally(
         seed: of the dropout masks, which protect nothing.
     """
     load_trainable_state(model, state)
+    engine.reset()
     model.module.train(section.dropout)
     optimizer = _optimizer(model, section)
     with torch.random.fork_rng():

@@ -84,14 +84,15 @@ def _start(server: Server, *, resume: bool) -> Progress:
 
 def _write_model(server: Server, progress: Progress) -> None:
     """Writes adapter and head, with what they belong to."""
-    state = final_state(progress, server.config)
+    constants = server.model.adapter_constants
+    adapter = {**constants, **final_state(progress, server.config)}
     metadata = {
         "backbone": server.config.model.backbone,
         "fingerprint": server.model.fingerprint,
         "config_hash": server.config.hash,
     }
-    path = server.output / "model" / "trainable.safetensors"
-    write_atomically(path, save(state, metadata=metadata))
+    path = server.output / "model" / "adapter.safetensors"
+    write_atomically(path, save(adapter, metadata=metadata))
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

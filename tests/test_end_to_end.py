@@ -59,7 +59,7 @@ ROUND |= {"bytes_up", "bytes_down", "seconds"}
 
 
 def _model(output: Path) -> torch.Tensor:
-    return flatten(load_file(output / "model" / "trainable.safetensors"))
+    return flatten(load_file(output / "model" / "adapter.safetensors"))
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +263,7 @@ def test_without_privacy_one_client_is_plain_pytorch(
         logits = model.module(batch.input_ids, batch.attention_mask)
         F.cross_entropy(logits, batch.labels).backward()
         optimizer.step()
-    actual = load_file(tmp_path / "run" / "model" / "trainable.safetensors")
+    actual = load_file(tmp_path / "run" / "model" / "adapter.safetensors")
     expected = flatten({n: p.detach() - start[n] for n, p in trainable.items()})
     moved = flatten({n: actual[n] - start[n] for n in trainable})
     assert math.isclose(moved.norm(), expected.norm(), rel_tol=1e-4)

@@ -67,7 +67,7 @@ def _released(output: Path) -> dict[tuple, str]:
 
 
 def _model(output: Path) -> torch.Tensor:
-    return flatten(load_file(output / "model" / "trainable.safetensors"))
+    return flatten(load_file(output / "model" / "adapter.safetensors"))
 
 
 def _events(output: Path) -> int:

@@ -59,6 +59,10 @@ class DpSgd(PrivacyEngine):
             rule = RULES[operation.kind]
             operation.module.forward = rule(operation, self._rows)
 
+    def reset(self) -> None:
+        """Empties the step's sum."""
+        self._sum.zero_()
+
     def per_sample_gradients(self, losses: torch.Tensor) -> torch.Tensor:
         """Runs backward and returns one row an example, shape ``(batch, total)``.
 
@@ -81,7 +85,7 @@ class DpSgd(PrivacyEngine):
         parts = zip(self._parameters, torch.split(gradient, sizes), strict=True)
         for parameter, part in parts:
             parameter.grad = part.view(parameter.shape)
-        self._sum.zero_()
+        self.reset()
 
 
 def clipped_sum(rows: torch.Tensor, clipping_norm: float) -> torch.Tensor:
@@ -117,6 +121,12 @@ class NonPrivate(PrivacyEngine):
     def bind(self, model: nn.Module, operations: list[Operation]) -> None:
         """Notes the trainable parameters."""
         self._parameters = [p for p in model.parameters() if p.requires_grad]
+
+    def reset(self) -> None:
+        """Forgets the examples seen and their gradients."""
+        self._num_examples = 0
+        for parameter in self._parameters:
+            parameter.grad = None
 
     def accumulate(self, losses: torch.Tensor) -> None:
         """Runs backward; autograd sums into ``.grad``."""

@@ -63,7 +63,7 @@ def _config(*overrides: str) -> RunConfig:
 @pytest.fixture
 def server(tmp_path: Path) -> Server:
     case = toy(Head())
-    model = TaskModel(case.model, case.operations, _Tokenizer(), "fingerprint")
+    model = TaskModel(case.model, case.operations, _Tokenizer(), "fingerprint", {})
     ids, _, labels = toy_batch(4)
     return Server(
         run="run",
