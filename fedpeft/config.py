@@ -6,7 +6,6 @@ hyperparameters; :func:`build` turns it into the variant.
 """
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import tomllib
@@ -25,6 +24,7 @@ from pydantic import (
 )
 
 from fedpeft.errors import ConfigError
+from fedpeft.wording import nearest, one_line
 
 T = TypeVar("T")
 
@@ -250,7 +250,7 @@ class RunConfig(Section):
         try:
             return cls.model_validate(table)
         except ValidationError as error:
-            raise ConfigError(_one_line(error, cls)) from None
+            raise ConfigError(one_line(error, cls)) from None
 
     @classmethod
     def from_file(cls, path: Path, overrides: Iterable[str] = ()) -> "RunConfig":
@@ -276,7 +276,7 @@ def build(menu: Mapping[str, type[T]], component: Component, section: str) -> T:
     if component.name not in menu:
         raise ConfigError(
             f"[{section}] name: expected one of {', '.join(menu)}, got "
-            f"{component.name!r}{_nearest(component.name, menu)}."
+            f"{component.name!r}{nearest(component.name, menu)}"
         )
     variant = menu[component.name]
     fields = [field.name for field in dataclasses.fields(variant)]  # type: ignore[arg-type]
@@ -285,21 +285,12 @@ def build(menu: Mapping[str, type[T]], component: Component, section: str) -> T:
             known = [*fields, *type(component).model_fields]
             raise ConfigError(
                 f"[{section}] {key}: {component.name} has no such key"
-                f"{_nearest(key, known)}."
+                f"{nearest(key, known)}"
             )
     try:
         return TypeAdapter(variant).validate_python(component.options)
     except ValidationError as error:
-        raise ConfigError(_one_line(error, variant, section)) from None
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    """Returns ``; did you mean 'x'?`` for a near miss, or the list of what is known."""
-    known = sorted(known)
-    close = difflib.get_close_matches(word, known, n=1)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f" (known: {', '.join(known)})" if known else ""
+        raise ConfigError(one_line(error, variant, section)) from None
 
 
 def _override(table: dict[str, Any], override: str) -> None:
@@ -315,32 +306,3 @@ def _override(table: dict[str, Any], override: str) -> None:
         table[key] = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         table[key] = value.strip()
-
-
-def _one_line(error: ValidationError, model: Any, section: str = "") -> str:
-    """Turns pydantic's first complaint into one line in our form."""
-    first = error.errors()[0]
-    path = [str(part) for part in first["loc"]]
-    if section:
-        path = [section, *path]
-    *sections, key = path or [""]
-    # A complaint about a section as a whole names no key of it.
-    whole = first["type"] == "value_error" and (section or len(path) == 1)
-    where = f"[{'.'.join(path)}]" if whole else f"[{'.'.join(sections)}] {key}"
-    where = where.removeprefix("[] ")
-    if first["type"] == "extra_forbidden":
-        return f"{where}: unknown key{_nearest(path[-1], _known_keys(model, path))}."
-    if first["type"] == "missing":
-        return f"{where}: expected a value, got none; add it to the file."
-    message = first["msg"].removeprefix("Value error, ").rstrip(".")
-    message = message[:1].lower() + message[1:]
-    if first["type"] == "value_error":
-        return f"{where}: {message}." if where else f"{message}."
-    message = message.replace("input should be", "expected", 1)
-    return f"{where}: {message}, got {first['input']!r}."
-
-
-def _known_keys(model: Any, path: list[str]) -> list[str]:
-    for part in path[:-1]:
-        model = model.model_fields[part].annotation
-    return list(model.model_fields)

@@ -7,7 +7,16 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FAMILIES = {"peft", "privacy", "compression", "aggregation"}
-CORE = {"errors", "tensors", "seeds", "config", "interfaces", "durable", "assets"}
+CORE = {
+    "errors",
+    "tensors",
+    "seeds",
+    "config",
+    "interfaces",
+    "durable",
+    "assets",
+    "wording",
+}
 # Who may import whom inside the library; a room may always import itself and the core.
 ALLOWED = {
     **{name: set() for name in CORE | FAMILIES},

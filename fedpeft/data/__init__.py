@@ -15,6 +15,7 @@ from fedpeft.data.partitioner import Partitioner
 from fedpeft.data.shards import Shards
 from fedpeft.data.splits import Splits, split
 from fedpeft.errors import ConfigError
+from fedpeft.wording import nearest
 
 __all__ = [
     "DATASETS",
@@ -82,8 +83,8 @@ def partition(examples: TextExamples, section: PartitionSection) -> list[list[in
 def _load_by_name(name: str, section: DataSection) -> TextExamples:
     if name not in DATASETS:
         raise ConfigError(
-            f"[data] name: expected one of {', '.join(DATASETS)}, got {name!r}"
-            f"{files.did_you_mean(name, DATASETS) or '.'} A file of yours goes by path."
+            f"[data] name: no data set {name!r}{nearest(name, DATASETS)} A file of "
+            "yours goes by path."
         )
     for key in ("text", "label", "group"):
         if getattr(section, key) != DataSection.model_fields[key].default:

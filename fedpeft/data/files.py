@@ -2,7 +2,6 @@
 
 import codecs
 import csv
-import difflib
 import io
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ import torch
 
 from fedpeft.data.examples import TextExamples
 from fedpeft.errors import DataError
+from fedpeft.wording import nearest
 
 Rows: TypeAlias = Iterator[tuple[str, Mapping[str, object]]]
 """Where a row stands ("line 3"), and its values by column."""
@@ -66,16 +66,6 @@ def read(
     )
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Returns ``; did you mean 'x'?`` for a near miss, else nothing.
-
-    >>> did_you_mean("lable", ["text", "label"])
-    "; did you mean 'label'?"
-    """
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
 def _value(place: str, row: Mapping[str, object], key: str, column: str) -> str:
     """Returns a cell as text; only a number may stand for one, and not for a text."""
     if column not in row:
@@ -118,11 +108,9 @@ def _check_header(
 
 
 def _missing(place: str, key: str, column: str, known: Iterable[str]) -> DataError:
-    known = list(known)
     return DataError(
-        f"{place}: expected a column {column!r}, got "
-        f"{', '.join(map(repr, known)) or 'none'}"
-        f"{did_you_mean(column, known) or '.'} Name the column by [data] {key}."
+        f"{place}: expected a column {column!r}, got none{nearest(column, known)} Name "
+        f"the column by [data] {key}."
     )
 
 

@@ -50,7 +50,7 @@ def test_data_set_that_was_not_pulled_names_the_command(
 def test_unknown_name_suggests_the_nearest() -> None:
     with pytest.raises(ConfigError, match="did you mean 'rotten-tomatoes'"):
         load(section(name="rotten-tomatos"))
-    with pytest.raises(ConfigError, match=r"one of rotten-tomatoes, got 'imdb'\. A"):
+    with pytest.raises(ConfigError, match=r"'imdb' \(known: rotten-tomatoes\)\. A"):
         load(section(name="imdb"))
 
 
