@@ -20,7 +20,7 @@ from fedpeft.privacy import (
 )
 from fedpeft.seeds import derive_seed, generator
 from fedpeft.tensors import Tensors, zeros_like
-from fedpeft.training import shuffled_batches, train_locally
+from fedpeft.training import decayed, shuffled_batches, train_locally
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +97,7 @@ def _train(site: Site, client: int, release: Release, request: TrainRequest) -> 
         engine=site.engine,
         noise=release.noise,
         section=section,
+        rate=decayed(section, request.server_round, site.config.run.rounds),
         seed=derive_seed(seed, "dropout"),
     )
 

@@ -55,6 +55,8 @@ class RunSection(Section):
         state: directory of the clients' ledgers; None puts it in the run directory.
         workers: client processes of one thread each; 0 runs all in this process.
         evaluate_every: rounds between two evaluations; the last round always has one.
+        evaluate_on: ``validation`` while hyperparameters are chosen, so that the test
+            split stays unseen; it needs a ``[data] validation_fraction``.
         average_last: the final model is the mean of the states of the last k rounds.
         id: names the run in ledgers and messages; drawn when the run starts.
     """
@@ -64,6 +66,7 @@ class RunSection(Section):
     state: str | None = None
     workers: int = Field(default=2, ge=0)
     evaluate_every: int = Field(default=1, ge=1)
+    evaluate_on: Literal["test", "validation"] = "test"
     average_last: int = Field(default=1, ge=1)
     id: str | None = None
 
@@ -123,6 +126,7 @@ class TrainingSection(Section):
 
     Attributes:
         head_learning_rate: None uses `learning_rate` for the head too.
+        decay: of both rates over the run's rounds; ``linear`` ends at 1 / rounds.
         local_epochs: passes over the nominal number of examples, so the number of steps
             is public; a fraction is allowed.
         batch_size: nominal: the divisor; Poisson batches vary around it.
@@ -134,6 +138,7 @@ class TrainingSection(Section):
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = Field(gt=0)
     head_learning_rate: float | None = Field(default=None, gt=0)
+    decay: Literal["none", "linear"] = "none"
     momentum: float = Field(default=0.0, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
     local_epochs: float = Field(default=1.0, gt=0)
@@ -208,6 +213,11 @@ class RunConfig(Section):
             raise ValueError(
                 f"expected [training] batch_size <= [data] nominal_examples = "
                 f"{self.data.nominal_examples}, got {self.training.batch_size}"
+            )
+        if self.run.evaluate_on == "validation" and not self.data.validation_fraction:
+            raise ValueError(
+                "expected [data] validation_fraction > 0 beside [run] evaluate_on = "
+                "'validation', got 0"
             )
         weighting = self.aggregation.options.get("weighting", "uniform")
         if self.is_private and weighting != "uniform":

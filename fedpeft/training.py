@@ -23,6 +23,7 @@ def train_locally(
     engine: PrivacyEngine,
     noise: NoiseFn,
     section: TrainingSection,
+    rate: float,
     seed: int,
 ) -> Tensors:
     """Trains from the server's state and returns the update: local minus global.
@@ -35,12 +36,13 @@ def train_locally(
         engine: bound to the model.
         noise: what the engine's step adds.
         section: optimiser, precision, physical batch size.
+        rate: factor on the section's learning rates, see :func:`decayed`.
         seed: of the dropout masks, which protect nothing.
     """
     load_trainable_state(model, state)
     engine.reset()
     model.module.train(section.dropout)
-    optimizer = _optimizer(model, section)
+    optimizer = _optimizer(model, section, rate)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for batch in batches:
@@ -89,23 +91,35 @@ def shuffled_batches(
         steps -= a_pass
 
 
-def _optimizer(model: TaskModel, section: TrainingSection) -> torch.optim.Optimizer:
+def decayed(section: TrainingSection, server_round: int, rounds: int) -> float:
+    """Returns the factor on the learning rates in a round, from 1.
+
+    >>> section = TrainingSection(learning_rate=1.0, batch_size=1, decay="linear")
+    >>> [decayed(section, server_round, 4) for server_round in (1, 2, 3, 4)]
+    [1.0, 0.75, 0.5, 0.25]
+    """
+    return 1 - (server_round - 1) / rounds if section.decay == "linear" else 1.0
+
+
+def _optimizer(
+    model: TaskModel, section: TrainingSection, rate: float
+) -> torch.optim.Optimizer:
     head = {id(parameter) for parameter in model.module.head.parameters()}
     trainable = [p for p in model.module.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in trainable if id(p) not in head]},
         {
             "params": [p for p in trainable if id(p) in head],
-            "lr": section.head_learning_rate or section.learning_rate,
+            "lr": rate * (section.head_learning_rate or section.learning_rate),
         },
     ]
     if section.optimizer == "sgd":
         return torch.optim.SGD(
             groups,
-            lr=section.learning_rate,
+            lr=rate * section.learning_rate,
             momentum=section.momentum,
             weight_decay=section.weight_decay,
         )
     return torch.optim.AdamW(
-        groups, lr=section.learning_rate, weight_decay=section.weight_decay
+        groups, lr=rate * section.learning_rate, weight_decay=section.weight_decay
     )

@@ -55,6 +55,7 @@ def open_server(config: RunConfig, output: Path) -> Server:
         raise RunError("Expected a resolved configuration with [run] id.")
     splits = split(load(config.data), config.data)
     model = build_model(config, len(splits.test.label_names))
+    judged_on = splits.test if config.run.evaluate_on == "test" else splits.validation
     return Server(
         run=config.run.id,
         config=config,
@@ -62,7 +63,7 @@ def open_server(config: RunConfig, output: Path) -> Server:
         model=model,
         aggregator=build_aggregator(config.aggregation),
         compressor=build(COMPRESSORS, config.compression, "compression"),
-        held_out=encode(splits.test, model.tokenizer, config.data.max_length),
+        held_out=encode(judged_on, model.tokenizer, config.data.max_length),
         output=output,
     )
 
