@@ -65,12 +65,16 @@ def _answer(
     final = release.repeat(question)
     if final is None:
         release.authorise(request.run)
-        update = _train(site, client, release, request)
-        payload, residual = _compress(site, client, release, request, update)
+        try:
+            update = _train(site, client, release, request)
+            payload, residual = _compress(site, client, release, request, update)
+        except Exception:
+            release.forfeit(question)
+            raise
         final = release.commit(question, payload.to_bytes(), residual)
     release.discard(request.run, request.durable_round)
     return TrainReply(
-        "ok",
+        "ok" if final.payload else "failed",
         final.payload,
         final.ledger_length,
         final.ledger_head,
@@ -83,7 +87,9 @@ def _train(site: Site, client: int, release: Release, request: TrainRequest) -> 
     template = trainable_state(site.model)
     payload = Payload.from_bytes(request.state)
     seed = derive_seed(site.config.run.seed, "client", client, request.server_round)
+    mask_seed = derive_seed(seed, "dropout")
     if site.plan:
+        mask_seed = release.mask_seed()
         batches = release.batches(len(examples))
     else:
         rng = generator(seed, "batches")
@@ -98,7 +104,7 @@ def _train(site: Site, client: int, release: Release, request: TrainRequest) -> 
         noise=release.noise,
         section=section,
         rate=decayed(section, request.server_round, site.config.run.rounds),
-        seed=derive_seed(seed, "dropout"),
+        mask_seed=mask_seed,
     )
 
 
@@ -121,14 +127,17 @@ def _compress(
 def _randomness(site: Site, client: int, server_round: int) -> Randomness:
     if site.config.privacy.noise == "secure":
         return SecureRandomness()
-    seed = derive_seed(site.config.run.seed, "noise", client, server_round)
-    return SeededRandomness(seed)
+    # With the configuration's hash, different runs never share noise.
+    purpose = ("noise", site.config.hash, client, server_round)
+    return SeededRandomness(derive_seed(site.config.run.seed, *purpose))
 
 
 def _mismatch(site: Site, request: TrainRequest) -> Code | None:
     """Compares the request with the client's own copy of what was agreed."""
     plan_hash = site.plan.hash if site.plan else ""
     if (request.config_hash, request.plan_hash) != (site.config.hash, plan_hash):
+        return "config-mismatch"
+    if request.server_round > site.config.run.rounds:
         return "config-mismatch"
     if request.backbone != site.model.fingerprint:
         return "backbone-mismatch"

@@ -4,8 +4,10 @@ A request holds the server's trainable state; a reply holds a compressed update 
 refusal code. Everything else about a client's data stays at the client.
 """
 
+import dataclasses
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
@@ -52,6 +54,15 @@ class TrainRequest:
     ledger_length: int = 0
     ledger_head: str = ""
     durable_round: int = 0
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        if not re.fullmatch("[0-9a-f]{16}", self.run):
+            raise InvalidPayload(
+                f"Expected a run id of 16 hex digits, got {self.run!r}."
+            )
+        if self.server_round < 1 or min(self.ledger_length, self.durable_round) < 0:
+            raise InvalidPayload("Expected a round >= 1 and lengths >= 0.")
 
     @property
     def hash(self) -> str:
@@ -102,6 +113,13 @@ class TrainReply:
     ledger_head: str = ""
     num_examples: int = -1
 
+    def __post_init__(self) -> None:
+        _check_types(self)
+        if self.code not in get_args(Code):
+            raise InvalidPayload(f"Expected a reply code, got {self.code!r}.")
+        if self.ledger_length < 0 or self.num_examples < -1 or not self.num_examples:
+            raise InvalidPayload("Expected lengths >= 0 and examples >= 1 or none.")
+
     def to_record(self) -> RecordDict:
         """Returns the content of a Flower message."""
         header = {k: v for k, v in vars(self).items() if k != "payload"}
@@ -115,12 +133,19 @@ class TrainReply:
             InvalidPayload: for another content.
         """
         payload, header = _unpack(record)
-        if header.get("code") not in get_args(Code):
-            raise InvalidPayload(f"Expected a reply code, got {header.get('code')!r}.")
         try:
             return cls(payload=payload, **header)  # type: ignore[arg-type]
         except TypeError as error:
             raise InvalidPayload(f"Expected a train reply: {error}.") from None
+
+
+def _check_types(message: object) -> None:
+    """Raises InvalidPayload unless every field is of the type it declares."""
+    for field in dataclasses.fields(message):  # type: ignore[arg-type]
+        value = getattr(message, field.name)
+        expected = field.type if isinstance(field.type, type) else str  # a Code
+        if type(value) is not expected:
+            raise InvalidPayload(f"Expected {field.name} as {expected.__name__}.")
 
 
 def _pack(data: bytes, header: dict[str, str | int]) -> RecordDict:

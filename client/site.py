@@ -6,14 +6,15 @@ between rounds a client is only its data, its ledger and its outbox.
 
 import functools
 import hashlib
+import json
 from dataclasses import dataclass
 
 from fedpeft.compression import COMPRESSORS, ErrorFeedback
 from fedpeft.config import RunConfig, build
-from fedpeft.data import Encoded, encode, load, partition, split
+from fedpeft.data import Encoded, TextExamples, encode, load, partition, split
 from fedpeft.interfaces import Compressor, PrivacyEngine
 from fedpeft.model import TaskModel, build_model
-from fedpeft.privacy import DpSgd, NonPrivate, Plan, make_plan
+from fedpeft.privacy import SLACK, DpSgd, NonPrivate, Plan, make_plan
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Site:
         plan: None without privacy.
         engine: bound to the model.
         clients: the examples of each client, encoded.
+        digest: of the records each client holds, see :func:`partition_digest`.
     """
 
     config: RunConfig
@@ -33,6 +35,7 @@ class Site:
     engine: PrivacyEngine
     compressor: Compressor
     clients: list[Encoded]
+    digest: str
 
     @property
     def error_feedback(self) -> ErrorFeedback | None:
@@ -42,19 +45,24 @@ class Site:
 
     def data_source(self, client: int) -> str:
         """Names a client's data over all runs: they continue the same ledger."""
-        return f"client-{client:03d}-{partition_digest(self.config)}"
+        return f"client-{client:03d}-{self.digest}"
 
 
-def partition_digest(config: RunConfig) -> str:
-    """Returns a short hash of what decides which records a client holds.
+def partition_digest(examples: TextExamples, parts: list[list[int]]) -> str:
+    """Returns a short hash of which records each client holds, whatever led to it.
 
-    Nothing else enters, so that runs that differ in method, seed or length share a
-    ledger.
+    Runs that differ in method, seed or length share ledgers. Runs in which any record
+    lies elsewhere, was changed or is new do not: a ledger that went on under another
+    deal of the same records would count some of them at two clients.
     """
-    deciding = {"name", "path", "group", "test_fraction", "validation_fraction"}
-    data = config.data.model_dump_json(include={*deciding, "split_seed"})
-    content = data + config.partition.model_dump_json()
-    return hashlib.sha256(content.encode()).hexdigest()[:8]
+    digest = hashlib.sha256()
+    for indices in parts:
+        held = sorted(
+            (examples.texts[i], examples.label_names[int(examples.labels[i])])
+            for i in indices
+        )
+        digest.update(json.dumps(held).encode())
+    return digest.hexdigest()[:8]
 
 
 @functools.lru_cache(maxsize=1)
@@ -72,7 +80,12 @@ def open_site(toml: str) -> Site:
     parts = partition(splits.train, config.partition)
     engine: PrivacyEngine = NonPrivate()
     if plan is not None:
-        engine = DpSgd(plan.clipping_norm, plan.noise_multiplier, plan.nominal_batch)
+        engine = DpSgd(
+            plan.clipping_norm,
+            plan.noise_multiplier,
+            plan.nominal_batch,
+            slack=SLACK[config.training.precision],
+        )
     engine.bind(model.module, model.operations)
     return Site(
         config,
@@ -81,4 +94,5 @@ def open_site(toml: str) -> Site:
         engine,
         build(COMPRESSORS, config.compression, "compression"),
         [encoded.subset(indices) for indices in parts],
+        partition_digest(splits.train, parts),
     )

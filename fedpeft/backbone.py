@@ -55,7 +55,7 @@ def load_backbone(name: str) -> Backbone:
             dtype=torch.float32,
             attn_implementation=_attention(),
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever a damaged file makes the libraries raise
         reason = str(error).splitlines()[0].rstrip(".")
         raise ConfigError(
             f"[model] backbone: cannot load {name!r}: {reason}."

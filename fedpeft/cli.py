@@ -52,6 +52,9 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         code = app(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message())
+        sys.exit(2)
     except click.ClickException as error:
         _fail(error.format_message())
     except FedpeftError as error:
@@ -60,6 +63,11 @@ def main() -> None:
         _fail("Interrupted. A run goes on with --resume.", code=130)
     except OSError as error:
         _fail(f"{error.strerror or error}: {error.filename or 'the operating system'}.")
+    except Exception as error:
+        if os.environ.get("FEDPEFT_DEBUG"):
+            raise
+        kind = type(error).__name__
+        _fail(f"Unexpected {kind}: {error} (FEDPEFT_DEBUG=1 shows where).", code=1)
     sys.exit(code or 0)
 
 
@@ -187,13 +195,16 @@ def assets_pull(
 @ledger_app.command("show")
 def ledger_show(
     state: State,
-    delta: Annotated[float, typer.Option(help="The delta at which to account.")] = 1e-5,
+    delta: Annotated[
+        float, typer.Option(min=1e-15, max=0.99, help="The delta at which to account.")
+    ] = 1e-5,
 ) -> None:
     """Show what each data source has released, over all runs."""
     from fedpeft.privacy import verify
 
     table = Table()
-    for column in ("data source", "releases", "runs", "unit", f"epsilon at {delta:g}"):
+    columns = ("data source", "releases", "runs", "unit", "mechanism")
+    for column in (*columns, f"epsilon at {delta:g}"):
         table.add_column(column)
     for source in _sources(state):
         ledger = verify(state, source)
@@ -201,7 +212,9 @@ def ledger_show(
         units = ", ".join(sorted({entry.unit for entry in entries}))
         runs = len({entry.run for entry in entries})
         spent = f"{ledger.spent(delta):.4f}"
-        table.add_row(source, str(len(entries)), str(runs), units, spent)
+        mechanisms = ", ".join(sorted({entry.mechanism for entry in entries}))
+        row = (source, str(len(entries)), str(runs), units, mechanisms, spent)
+        table.add_row(*row)
     Console().print(table)
 
 

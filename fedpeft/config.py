@@ -8,6 +8,7 @@ hyperparameters; :func:`build` turns it into the variant.
 import dataclasses
 import hashlib
 import json
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -234,8 +235,10 @@ class RunConfig(Section):
 
     @property
     def hash(self) -> str:
-        """sha256 of everything that shapes the result; not the run's id or speed."""
-        content = self.model_dump(mode="json", exclude={"run": {"id", "workers"}})
+        """sha256 of everything that shapes the result; not of where or how fast."""
+        content = self.model_dump(
+            mode="json", exclude={"run": {"id", "state", "workers"}}
+        )
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -296,6 +299,11 @@ def build(menu: Mapping[str, type[T]], component: Component, section: str) -> T:
             raise ConfigError(
                 f"[{section}] {key}: {component.name} has no such key"
                 f"{nearest(key, known)}"
+            )
+    for key, value in component.options.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(
+                f"[{section}] {key}: expected a finite number, got {value}."
             )
     try:
         return TypeAdapter(variant).validate_python(component.options)

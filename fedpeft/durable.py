@@ -13,7 +13,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         OSError: for example on a full disk; the old file is untouched.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".partial-")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -29,14 +29,23 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 def append_durably(path: Path, data: bytes) -> None:
     """Appends bytes that are on disk when this returns; a crash may leave a part."""
+    make_directory(path.parent)
     created = not path.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
     if created:
         sync_directory(path.parent)
+
+
+def make_directory(path: Path) -> None:
+    """Makes a directory and its parents, each durably in its own parent."""
+    if path.is_dir():
+        return
+    make_directory(path.parent)
+    path.mkdir(exist_ok=True)
+    sync_directory(path.parent)
 
 
 def sync_directory(path: Path) -> None:

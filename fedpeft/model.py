@@ -4,10 +4,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from fedpeft.backbone import TextClassifier, load_backbone
 from fedpeft.config import RunConfig, build
-from fedpeft.interfaces import Operation
+from fedpeft.errors import ConfigError
+from fedpeft.interfaces import Operation, PeftMethod
 from fedpeft.peft import METHODS
 from fedpeft.seeds import derive_seed
 from fedpeft.tensors import Tensors
@@ -54,7 +56,7 @@ def build_model(config: RunConfig, num_labels: int) -> TaskModel:
     given = {id(parameter) for parameter in backbone.module.parameters()}
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(config.run.seed, "adapter"))
-        operations = method.attach(backbone.module)
+        operations = _attach(method, backbone.module, config.peft.name)
         module = TextClassifier(backbone.module, backbone.hidden_size, num_labels)
     module.to("cuda" if torch.cuda.is_available() else "cpu")
     constants = {
@@ -69,6 +71,14 @@ def build_model(config: RunConfig, num_labels: int) -> TaskModel:
         backbone.fingerprint,
         constants,
     )
+
+
+def _attach(method: PeftMethod, backbone: nn.Module, name: str) -> list[Operation]:
+    try:
+        return method.attach(backbone)
+    except Exception as error:  # the peft library has no common type
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ConfigError(f"[peft]: {name} does not fit: {reason}.") from None
 
 
 def trainable_state(model: TaskModel) -> Tensors:

@@ -24,7 +24,7 @@ def train_locally(
     noise: NoiseFn,
     section: TrainingSection,
     rate: float,
-    seed: int,
+    mask_seed: int,
 ) -> Tensors:
     """Trains from the server's state and returns the update: local minus global.
 
@@ -37,14 +37,15 @@ def train_locally(
         noise: what the engine's step adds.
         section: optimiser, precision, physical batch size.
         rate: factor on the section's learning rates, see :func:`decayed`.
-        seed: of the dropout masks, which protect nothing.
+        mask_seed: of the dropout masks; under privacy it must be secret, see
+            ``Release.mask_seed``.
     """
     load_trainable_state(model, state)
     engine.reset()
     model.module.train(section.dropout)
     optimizer = _optimizer(model, section, rate)
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(mask_seed)
         for batch in batches:
             optimizer.zero_grad()
             for part in physical_batches(examples, batch, section.max_physical_batch):

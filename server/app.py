@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,13 @@ from fedpeft.errors import RunError
 from fedpeft.model import build_model, trainable_state
 from fedpeft.privacy import make_plan
 from fedpeft.tensors import zeros_like
-from server.checkpoint import Progress, load_checkpoint, save_checkpoint
-from server.result import build_result
+from server.checkpoint import (
+    Progress,
+    has_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from server.result import build_result, peak_memory_bytes
 from server.rounds import Server, final_state, restore_events, run_rounds
 
 app = ServerApp()
@@ -32,17 +38,51 @@ def main(grid: Grid, context: Context) -> None:
     The context's ``run_config`` holds ``config`` (resolved, as TOML), ``output`` (the
     run directory) and ``resume``.
     """
-    started = time.perf_counter()
     config = RunConfig.from_toml(str(context.run_config["config"]))
     output = Path(str(context.run_config["output"]))
+    serve(grid, config, output, resume=bool(context.run_config["resume"]))
+
+
+def serve(
+    grid: Grid,
+    config: RunConfig,
+    output: Path,
+    *,
+    resume: bool,
+    spent: Callable[[], float] | None = None,
+    workers_memory: Callable[[], int] = lambda: 0,
+) -> dict[str, Any]:
+    """Runs all rounds, writes the run directory, returns ``result.json``'s content.
+
+    Args:
+        grid: reaches the clients.
+        config: resolved, with a run id.
+        output: the run directory.
+        resume: go on from the last complete round.
+        spent: the worst client's epsilon over all runs, where the ledgers can be read;
+            without it the result states the plan's price of the rounds asked for.
+        workers_memory: peak bytes of client processes on this machine.
+
+    Raises:
+        FedpeftError: one line that says what stopped the run.
+    """
+    started = time.perf_counter()
     server = open_server(config, output)
-    progress = _start(server, resume=bool(context.run_config["resume"]))
+    progress = _start(server, resume=resume)
     earlier = sum(record["seconds"] for record in progress.records)
     run_rounds(grid, server, progress)
     _write_model(server, progress)
-    seconds = earlier + time.perf_counter() - started
-    result = build_result(server, progress, seconds)
-    write_json(output / "result.json", result)
+    result = build_result(
+        server,
+        progress,
+        seconds=earlier + time.perf_counter() - started,
+        spent=spent,
+        memory=peak_memory_bytes() + workers_memory(),
+    )
+    write_atomically(
+        output / "result.json", json.dumps(result, indent=2).encode() + b"\n"
+    )
+    return result
 
 
 def open_server(config: RunConfig, output: Path) -> Server:
@@ -72,7 +112,7 @@ def _start(server: Server, *, resume: bool) -> Progress:
     """Returns where to go on from: a checkpoint, or round 0, which becomes one."""
     folder = server.output / "checkpoint"
     # Without a checkpoint nothing was asked of any client yet: the start is safe.
-    if resume and folder.exists():
+    if resume and has_checkpoint(folder):
         progress = load_checkpoint(folder, server.config.hash)
         restore_events(server.output, progress)
         return progress
@@ -94,8 +134,3 @@ def _write_model(server: Server, progress: Progress) -> None:
     }
     path = server.output / "model" / "adapter.safetensors"
     write_atomically(path, save(adapter, metadata=metadata))
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes a JSON file that a person can read, atomically."""
-    write_atomically(path, json.dumps(content, indent=2).encode() + b"\n")

@@ -76,6 +76,11 @@ def save_checkpoint(folder: Path, progress: Progress, config_hash: str) -> None:
         old.unlink()
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Returns whether any round was ever saved here, whole or not."""
+    return bool(_files(folder))
+
+
 def load_checkpoint(folder: Path, config_hash: str) -> Progress:
     """Returns the last complete round; falls back, and says so, if it is damaged.
 

@@ -3,7 +3,7 @@
 import dataclasses
 import platform
 import resource
-import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
@@ -27,8 +27,23 @@ _PACKAGES = (
 )
 
 
-def build_result(server: Server, progress: Progress, seconds: float) -> dict[str, Any]:
-    """Returns the summary of a finished run."""
+def build_result(
+    server: Server,
+    progress: Progress,
+    *,
+    seconds: float,
+    spent: Callable[[], float] | None,
+    memory: int,
+) -> dict[str, Any]:
+    """Returns the summary of a finished run.
+
+    Args:
+        server: as it ran.
+        progress: after the last round.
+        seconds: that the run took.
+        spent: the worst client's epsilon, from the ledgers, if they can be read here.
+        memory: peak bytes, summed over processes.
+    """
     config = server.config
     return {
         "schema_version": SCHEMA_VERSION,
@@ -44,28 +59,31 @@ def build_result(server: Server, progress: Progress, seconds: float) -> dict[str
         "final": {"metric": METRIC, "value": progress.records[-1]["metric"]},
         "rounds": progress.records,
         "threads": 1,
-        "privacy": _privacy(config, server.plan, progress),
+        "privacy": _privacy(config, server.plan, progress, spent),
         "communication": _communication(progress),
         "seconds": round(seconds, 1),
-        "peak_memory_bytes": peak_memory_bytes(),
+        "peak_memory_bytes": memory,
     }
 
 
 def _privacy(
-    config: RunConfig, plan: Plan | None, progress: Progress
+    config: RunConfig,
+    plan: Plan | None,
+    progress: Progress,
+    spent: Callable[[], float] | None,
 ) -> dict[str, Any]:
     """Plan and worst client; a client that was asked counts as one that released."""
     if plan is None:
         return {"unit": "none", "relation": "none"}
     rounds = max(progress.asked.values())
-    spent = epsilon([plan.composition(rounds)], plan.target_delta)
+    price = epsilon([plan.composition(rounds)], plan.target_delta)
     stated = dataclasses.asdict(plan)
     return {
         **{key: stated[key] for key in ("unit", "relation")},
         "target_epsilon": plan.target_epsilon,
         "target_delta": plan.target_delta,
         "planned_epsilon": plan.planned_epsilon,
-        "spent_epsilon": spent,
+        "spent_epsilon": spent() if spent else price,
         "accountant": "pld",
         "noise_multiplier": plan.noise_multiplier,
         "sampling_rate": plan.sampling_rate,
@@ -86,12 +104,10 @@ def _communication(progress: Progress) -> dict[str, Any]:
         "bytes_down": sum(record["bytes_down"] for record in progress.records),
         "bytes_up_dense_fp32": dense,
         "ratio": dense / up,
-        "entropy_bound_ratio": up / entropy,
+        "entropy_bound_ratio": up / entropy if entropy else None,
     }
 
 
 def peak_memory_bytes() -> int:
-    """Returns the largest resident set of this process or one of its children."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return max(resource.getrusage(w).ru_maxrss for w in who) * unit
+    """Returns the largest resident set that this process had."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux

@@ -1,22 +1,27 @@
 """Runs a scenario in this process and writes its run directory."""
 
-import json
+import contextlib
+import fcntl
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.app import Context, RecordDict
 
 from client.site import partition_digest
 from fedpeft.config import RunConfig
 from fedpeft.data import load, partition, split
+from fedpeft.durable import make_directory
 from fedpeft.errors import RunError
-from fedpeft.privacy import data_sources, verify
-from server.app import app, write_json
-from simulations.flower import RUN_ID, SERVER_NODE_ID, set_identity
+from fedpeft.menus import check_variants
+from fedpeft.privacy import data_sources, make_plan, verify
+from server.app import serve
+from simulations.flower import set_identity
 from simulations.grid import InProcessGrid
-from simulations.workers import RunConfigDict, WorkerPool
+from simulations.workers import WorkerPool
+
+_LOCK = "run.lock"
 
 
 def simulate(
@@ -32,22 +37,53 @@ def simulate(
     Raises:
         FedpeftError: one line that says what stopped the run.
     """
-    config = _resolve(config, output, resume=resume)
-    state = Path(config.run.state) if config.run.state else output
-    _check_state(config, state)
-    partition(split(load(config.data), config.data).train, config.partition)
-    torch.set_num_threads(1)
-    set_identity()
-    shared: RunConfigDict = {"config": config.to_toml(), "state": str(state.absolute())}
-    pool = WorkerPool(config.run.workers, shared)
-    try:
-        grid = InProcessGrid(pool, config.partition.num_clients)
-        run_config = {**shared, "output": str(output), "resume": resume}
-        context = Context(RUN_ID, SERVER_NODE_ID, {}, RecordDict(), run_config)
-        app(grid, context)
-    finally:
-        pool.close()
-    return _with_ledgers(config, state, output)
+    check_variants(config)
+    make_plan(config)
+    with _claimed(output):
+        config = _resolve(config, output, resume=resume)
+        state = Path(config.run.state) if config.run.state else output.absolute()
+        _check_state(config, state)
+        torch.set_num_threads(1)
+        set_identity()
+        shared = {"config": config.to_toml(), "state": str(state)}
+        pool = WorkerPool(config.run.workers, shared)
+        try:
+            grid = InProcessGrid(pool, config.partition.num_clients)
+            return serve(
+                grid,
+                config,
+                output,
+                resume=resume,
+                spent=lambda: _worst_client(config, state),
+                workers_memory=pool.peak_memory_bytes,
+            )
+        finally:
+            pool.close()
+
+
+@contextlib.contextmanager
+def _claimed(output: Path) -> Iterator[None]:
+    """Holds the run directory for this process; a failed start leaves nothing.
+
+    Raises:
+        RunError: if another process holds it.
+    """
+    existed = output.exists()
+    if existed and not output.is_dir():
+        raise RunError(f"Expected a directory as output, {output} is a file.")
+    make_directory(output)
+    with (output / _LOCK).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"Another process is running in {output}.") from None
+        try:
+            yield
+        finally:
+            if [entry.name for entry in output.iterdir()] == [_LOCK]:
+                (output / _LOCK).unlink()
+                if not existed:
+                    output.rmdir()
 
 
 def _resolve(config: RunConfig, output: Path, *, resume: bool) -> RunConfig:
@@ -56,47 +92,49 @@ def _resolve(config: RunConfig, output: Path, *, resume: bool) -> RunConfig:
     Raises:
         RunError: if the directory holds another run, or none to resume.
     """
+    state = config.run.state
+    changes = {
+        "id": uuid.uuid4().hex[:16],
+        "state": str(Path(state).expanduser().absolute()) if state else None,
+    }
     path = output / "config.toml"
     if resume:
         if not path.exists():
             raise RunError(f"Expected a run to resume in {output}, found none.")
         stored = RunConfig.from_file(path)
-        if stored.hash != config.hash:
+        if (stored.hash, stored.run.state) != (config.hash, changes["state"]):
             raise RunError(
                 f"Expected the configuration that {output} was started with, got a "
                 "changed one; start it in another output directory."
             )
-        run = config.run.model_copy(update={"id": stored.run.id})
-        return config.model_copy(update={"run": run})
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        changes["id"] = stored.run.id
+    elif any(entry.name != _LOCK for entry in output.iterdir()):
         raise RunError(
             f"Expected a new output directory, {output} holds something already: "
             "choose another, or go on with --resume."
         )
-    run = config.run.model_copy(update={"id": uuid.uuid4().hex[:16]})
-    config = config.model_copy(update={"run": run})
-    return config
+    return config.model_copy(update={"run": config.run.model_copy(update=changes)})
 
 
 def _check_state(config: RunConfig, state: Path) -> None:
-    """Refuses a state directory whose ledgers count other partitions of the data."""
-    digest = partition_digest(config)
-    foreign = [name for name in data_sources(state) if not name.endswith(digest)]
-    if foreign:
-        raise RunError(
-            f"The state directory {state} belongs to another data set or partition "
-            f"(ledger {foreign[0]}): under this one the same records would be counted "
-            "in two ledgers. Give this run its own [run] state."
-        )
+    """Refuses a state directory whose ledgers count other deals of the data.
+
+    Raises:
+        RunError: under another deal the same records would be counted in two ledgers.
+        LedgerError: if a ledger is not whole.
+    """
+    train = split(load(config.data), config.data).train
+    digest = partition_digest(train, partition(train, config.partition))
+    for name in data_sources(state):
+        if not name.endswith(digest):
+            raise RunError(
+                f"The state directory {state} belongs to another data set or partition "
+                f"(ledger {name}): under this one the same records would be counted in "
+                "two ledgers. Give this run its own [run] state."
+            )
 
 
-def _with_ledgers(config: RunConfig, state: Path, output: Path) -> dict[str, Any]:
-    """Adds to the result what the ledgers know: earlier runs count too."""
-    path = output / "result.json"
-    result: dict[str, Any] = json.loads(path.read_bytes())
-    if config.is_private:
-        delta = config.privacy.target_delta
-        spent = [verify(state, source).spent(delta) for source in data_sources(state)]
-        result["privacy"]["spent_epsilon"] = max(spent)
-        write_json(path, result)
-    return result
+def _worst_client(config: RunConfig, state: Path) -> float:
+    """Returns the largest epsilon of all ledgers, earlier runs included."""
+    delta = config.privacy.target_delta
+    return max(verify(state, source).spent(delta) for source in data_sources(state))

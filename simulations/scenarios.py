@@ -18,7 +18,7 @@ def find_scenario(scenario: str) -> Path:
         ConfigError: if there is none.
     """
     path = Path(scenario)
-    if path.suffix == ".toml" or path.exists():
+    if path.suffix == ".toml" or path.is_file():
         return path
     known = shipped()
     if scenario not in known:

@@ -1,25 +1,25 @@
 """Client processes: each of one thread, each with the backbone once.
 
 Any worker can serve any client, since a client between rounds is only files: its ledger
-and its outbox. Messages travel as Flower's own bytes; nothing is pickled.
+and its outbox. Messages travel as Flower's own bytes; none is pickled.
 """
 
 import json
 import logging
 import multiprocessing
 import queue
+import re
 import signal
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 import torch
 from flwr.app import Context, Error, Message, RecordDict
 
 from fedpeft.errors import RunError
 from simulations.flower import from_bytes, set_identity, to_bytes
-
-RunConfigDict = dict[str, str | int | float | bool]
 
 _CRASHED = 3
 """Flower's error code for a client app that raised."""
@@ -28,7 +28,7 @@ _PATIENCE_SECONDS = 5
 """For a worker to end by itself; a client in the middle of training loses nothing."""
 
 
-def handle(message: Message, run_config: RunConfigDict, client: int) -> Message:
+def handle(message: Message, run_config: dict[str, str], client: int) -> Message:
     """Gives a message to the ClientApp as `client`; an exception becomes an error."""
     from client.app import app  # here, so that each process imports it once, itself
 
@@ -41,9 +41,9 @@ def handle(message: Message, run_config: RunConfigDict, client: int) -> Message:
     )
     try:
         return app(message, context)
-    except Exception as error:
+    except Exception:
         logging.getLogger(__name__).exception("client=%d", client)
-        return Message(Error(code=_CRASHED, reason=repr(error)), reply_to=message)
+        return Message(Error(code=_CRASHED, reason="crashed"), reply_to=message)
 
 
 class WorkerPool:
@@ -54,7 +54,7 @@ class WorkerPool:
         run_config: what every client's Flower context holds.
     """
 
-    def __init__(self, workers: int, run_config: RunConfigDict) -> None:
+    def __init__(self, workers: int, run_config: dict[str, str]) -> None:
         self._run_config = run_config
         self._idle: queue.Queue[Connection] = queue.Queue()
         self._connections: list[Connection] = []
@@ -75,6 +75,10 @@ class WorkerPool:
         """Hands a message to the next idle worker."""
         run = self._in_worker if self._processes else self._here
         return self._threads.submit(run, message, client)
+
+    def peak_memory_bytes(self) -> int:
+        """Returns the sum of the workers' largest resident sets so far."""
+        return sum(_peak_memory_bytes(process.pid) for process in self._processes)
 
     def close(self) -> None:
         """Ends the workers."""
@@ -103,6 +107,14 @@ class WorkerPool:
             ) from None
         self._idle.put(connection)
         return reply
+
+
+def _peak_memory_bytes(pid: int | None) -> int:
+    status = Path(f"/proc/{pid}/status")
+    if not status.exists():  # another system, or a worker that has ended
+        return 0
+    found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text())
+    return 1024 * int(found[1]) if found else 0
 
 
 def _work(connection: Connection, run_config: str) -> None:

@@ -61,6 +61,9 @@ def test_help_names_the_commands() -> None:
         ('data.labels=["rotten", "good"]', "fresh"),
         ("data.path=missing.csv", "missing.csv"),
         ("partition.num_clients=30", "groups"),
+        ('peft.target_modules=["nothing"]', "[peft]: lora does not fit"),
+        ("peft.first_layer=50", "first_layer <= 5"),
+        ("peft.lora_alpha=nan", "[peft] lora_alpha: expected a finite number"),
     ],
 )
 def test_a_wrong_value_is_one_line_and_leaves_nothing(
@@ -80,6 +83,14 @@ def test_usage_errors_are_one_line_too(scenario: Path) -> None:
     assert "found none" in _error(
         "simulate", str(scenario), "--resume", "--output", "x"
     )
+
+
+def test_without_a_command_the_help_is_shown() -> None:
+    for arguments in ((), ("ledger",)):
+        done = _fedpeft(*arguments)
+        assert done.returncode == 2
+        assert "Commands" in done.stdout
+        assert "Error" not in done.stderr
 
 
 def test_an_occupied_output_directory_is_left_alone(scenario: Path, run: Path) -> None:

@@ -1,5 +1,6 @@
 """Whole runs on the real MiniLM and real reviews, in this process."""
 
+import fcntl
 import json
 import math
 import shutil
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from flwr.app import Context, RecordDict
 from safetensors.torch import load_file
 
 from client.site import open_site
@@ -16,7 +18,11 @@ from fedpeft.errors import FedpeftError, RunError
 from fedpeft.model import build_model
 from fedpeft.privacy import data_sources, verify
 from fedpeft.tensors import flatten
+from server.app import app
 from simulations.engine import simulate
+from simulations.flower import set_identity
+from simulations.grid import InProcessGrid
+from simulations.workers import WorkerPool
 from tests.helpers import small_config
 
 RESULT = {
@@ -278,6 +284,57 @@ def test_more_clients_than_groups_is_one_clear_line(
         simulate(config, tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_changed_data_do_not_continue_a_ledger(
+    small_reviews: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "reviews.csv"
+    shutil.copy(small_reviews, path)
+    state = f"run.state={tmp_path / 'state'}"
+    simulate(small_config(path, state, "run.rounds=1"), tmp_path / "first")
+    with path.open("a") as file:
+        file.write("one more review,fresh,another film\n")
+    with pytest.raises(RunError, match="counted in two ledgers"):
+        simulate(small_config(path, state, "run.rounds=1"), tmp_path / "second")
+
+
+def test_two_processes_cannot_share_a_run_directory(
+    small_reviews: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    output.mkdir()
+    with (output / "run.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(RunError, match="Another process is running"):
+            simulate(small_config(small_reviews), output)
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(
+    small_reviews: Path, finished: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    (output / "checkpoint").mkdir(parents=True)
+    shutil.copy(finished / "config.toml", output)
+    simulate(small_config(small_reviews), output, resume=True)
+    assert torch.equal(_model(output), _model(finished))
+
+
+def test_the_server_app_runs_as_flower_would_call_it(
+    small_reviews: Path, finished: Path, tmp_path: Path
+) -> None:
+    config = small_config(small_reviews, "run.id=0123456789abcdef")
+    shared = {"config": config.to_toml(), "state": str(tmp_path / "state")}
+    set_identity()
+    pool = WorkerPool(0, shared)
+    run_config = {**shared, "output": str(tmp_path / "run"), "resume": False}
+    context = Context(1, 1, {}, RecordDict(), run_config)
+    app(InProcessGrid(pool, config.partition.num_clients), context)
+    pool.close()
+    assert torch.equal(_model(tmp_path / "run"), _model(finished))
+    privacy = json.loads((tmp_path / "run" / "result.json").read_text())["privacy"]
+    whole = json.loads((finished / "result.json").read_text())["privacy"]
+    assert privacy == whole  # the plan's price is what the ledgers say
 
 
 @pytest.fixture(autouse=True)

@@ -81,7 +81,7 @@ MOMENTS: dict[str, Callable[[Path], bool]] = {
     "after-round-1": lambda run: _events(run) >= 1,
     "in-round-2": lambda run: len(_entries(run)) >= 3,
     "outbox-of-round-3": lambda run: (
-        len(list((run / "outbox").rglob("*-000003.safetensors"))) >= 1
+        len(list((run / "outbox").rglob("*-000000003.safetensors"))) >= 1
     ),
     "checkpoint-3": lambda run: (
         run / "checkpoint" / "round-000003.safetensors"

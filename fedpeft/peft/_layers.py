@@ -39,3 +39,17 @@ def check_first_layer(first_layer: int) -> None:
     """Refuses a negative depth."""
     if first_layer < 0:
         raise ValueError(f"Expected first_layer >= 0, got {first_layer}.")
+
+
+def check_depth(first_layer: int, backbone: nn.Module) -> None:
+    """Refuses a depth that the backbone has not.
+
+    Raises:
+        ValueError: nothing of the backbone would train.
+    """
+    depths = [layer_of(name) or 0 for name, _ in backbone.named_modules()]
+    if first_layer > max(depths):
+        raise ValueError(
+            f"Expected first_layer <= {max(depths)}, the deepest layer, got "
+            f"{first_layer}."
+        )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from fedpeft.interfaces import Operation, PeftMethod
-from fedpeft.peft._layers import check_first_layer, freeze, modules_from
+from fedpeft.peft._layers import check_depth, check_first_layer, freeze, modules_from
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Bias(PeftMethod):
     def attach(self, backbone: nn.Module) -> list[Operation]:
         """Makes the existing biases trainable: the identity by construction."""
         freeze(backbone)
+        check_depth(self.first_layer, backbone)
         operations = []
         kinds = (nn.Linear, nn.LayerNorm)
         for _, module in modules_from(backbone, self.first_layer, kinds):

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Linear, LoraLayer
 from torch import nn
 
 from fedpeft.interfaces import Operation, PeftMethod
-from fedpeft.peft._layers import check_first_layer, freeze, layer_of
+from fedpeft.peft._layers import check_depth, check_first_layer, freeze, layer_of
 
 _ADAPTER = "default"
 
@@ -47,10 +47,16 @@ class Lora(PeftMethod):
             ValueError: if no layer matches.
         """
         freeze(backbone)
+        check_depth(self.first_layer, backbone)
         inject_adapter_in_model(self._config(backbone), backbone, _ADAPTER)
         operations = []
         for module in backbone.modules():
             if isinstance(module, LoraLayer):
+                if not isinstance(module, Linear):
+                    raise ValueError(
+                        "Expected target_modules that are linear layers, got "
+                        f"{type(module.get_base_layer()).__name__}."
+                    )
                 down, up = module.lora_A[_ADAPTER], module.lora_B[_ADAPTER]
                 down.weight.requires_grad_(not self.freeze_a)
                 for linear in (up,) if self.freeze_a else (down, up):
@@ -60,7 +66,7 @@ class Lora(PeftMethod):
 
     def _config(self, backbone: nn.Module) -> LoraConfig:
         depths = {layer_of(name) for name, _ in backbone.named_modules()} - {None}
-        layers = [depth for depth in depths if depth and depth >= self.first_layer]
+        layers = [d for d in depths if d is not None and d >= self.first_layer]
         return LoraConfig(
             r=self.rank,
             lora_alpha=2 * self.rank if self.lora_alpha is None else self.lora_alpha,

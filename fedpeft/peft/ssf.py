@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fedpeft.interfaces import Operation, PeftMethod
-from fedpeft.peft._layers import check_first_layer, freeze, modules_from
+from fedpeft.peft._layers import check_depth, check_first_layer, freeze, modules_from
 
 
 class ScaleShift(nn.Module):
@@ -48,6 +48,7 @@ class SSF(PeftMethod):
     def attach(self, backbone: nn.Module) -> list[Operation]:
         """Wraps the layers in place."""
         freeze(backbone)
+        check_depth(self.first_layer, backbone)
         kinds = (nn.Linear, nn.LayerNorm)
         operations = []
         for name, module in list(modules_from(backbone, self.first_layer, kinds)):

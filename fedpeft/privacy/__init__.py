@@ -3,7 +3,7 @@
 from fedpeft.privacy.accountant import Composition, epsilon
 from fedpeft.privacy.adopt import Adoption, adopt, verify
 from fedpeft.privacy.calibration import calibrate
-from fedpeft.privacy.engine import DpSgd, NonPrivate
+from fedpeft.privacy.engine import SLACK, DpSgd, NonPrivate
 from fedpeft.privacy.ledger import Entry, Ledger, data_sources, open_ledger
 from fedpeft.privacy.plan import Plan, make_plan
 from fedpeft.privacy.randomness import (
@@ -20,6 +20,7 @@ from fedpeft.privacy.release import (
 )
 
 __all__ = [
+    "SLACK",
     "Adoption",
     "Answer",
     "Composition",

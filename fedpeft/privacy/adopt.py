@@ -1,7 +1,8 @@
 """An operator's way out of a damaged ledger: keep what holds, charge what is lost."""
 
-import dataclasses
+import math
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from fedpeft.privacy.ledger import (
     ledger_path,
     locked,
     open_ledger,
-    parse_entry,
+    read_chain,
     read_head,
+    to_lines,
 )
-from fedpeft.privacy.outbox import Outbox
+from fedpeft.privacy.outbox import Outbox, unrecorded
 
 
 @dataclass(frozen=True)
@@ -44,57 +46,46 @@ def verify(state: Path, data_source: str) -> Ledger:
     with locked(state, data_source):
         records = Outbox(state, data_source).records()
         ledger = open_ledger(state, data_source, expected=bool(records))
-        known = {entry.hash for entry in ledger.entries} | {ledger.head}
-        for record in records:
-            if not {record.entry.hash, record.entry.previous} & known:
-                raise LedgerError(
-                    f"The outbox of {data_source} holds answers that its ledger does "
-                    "not know: the ledger was restored from a backup."
-                )
+        unrecorded(ledger, records)
         return ledger
 
 
 def adopt(state: Path, data_source: str) -> Adoption:
-    """Makes a damaged ledger usable again without ever showing less than was released.
+    """Makes a damaged ledger usable again without showing less than is known.
 
     **Guarantees**: entries before the first damage stay. Each entry that the head, the
     file's own lines or the outbox show to have existed beyond them is charged again, at
-    the price of the costliest known one; if none is known, its price is infinite and no
-    private release is possible any more. Not guaranteed: releases of which no trace is
-    left. The damaged file is kept beside the new one.
+    the price of the costliest entry of which any trace is left; if none is known, or
+    one was without privacy, the price is infinite and no private release is possible
+    any more. A crash leaves the old state or the new. Not guaranteed: releases of which
+    no trace is left. The damaged file is kept beside the new one.
     """
     with locked(state, data_source):
         path = ledger_path(state, data_source)
-        lines = path.read_bytes().splitlines() if path.exists() else []
-        kept = _whole_entries(lines)
+        data = path.read_bytes() if path.exists() else b""
+        kept, rest = read_chain(data)
         outbox = Outbox(state, data_source)
-        loose = outbox.drop_unknown({entry.hash for entry in kept})
-        length = _head_length(state, data_source)
-        lost = max(length, len(lines), len(kept) + loose) - len(kept)
-        backup = None
-        if path.exists() and lost:
-            backup = path.with_suffix(f".damaged-{len(kept)}-{len(lines)}")
-            shutil.copy2(path, backup)
-        ledger = Ledger(state, data_source, [])
-        write_atomically(path, b"".join(e.to_json().encode() + b"\n" for e in kept))
-        ledger.entries.extend(kept)
-        price = _costliest(kept, data_source)
+        hashes = {entry.hash for entry in kept}
+        loose, unreadable = outbox.unknown(hashes)
+        lines = rest.splitlines()
+        existed = max(_head_length(state, data_source), len(kept) + len(lines))
+        existed = max(existed, len(kept) + len(loose) + unreadable)
+        lost = existed - len(kept)
+        price = _costliest([*kept, *loose, *_parseable(lines)], data_source)
+        entries = list(kept)
         for _ in range(lost):
-            ledger.append(price.sealed(ledger.head))
-        ledger.write_head()
+            previous = entries[-1].hash if entries else GENESIS
+            entries.append(price.sealed(previous))
+        backup = None
+        if data and lost:
+            backup = path.with_suffix(f".damaged-{len(kept)}-{existed}")
+            shutil.copy2(path, backup)
+        # Longer first: a crash between the two leaves a head that lags behind, or one
+        # that does not fit and is refused; never a ledger that shows less.
+        write_atomically(path, to_lines(entries))
+        Ledger(state, data_source, entries).write_head()
+        outbox.keep_only({entry.hash for entry in entries})
         return Adoption(len(kept), lost, backup)
-
-
-def _whole_entries(lines: list[bytes]) -> list[Entry]:
-    entries: list[Entry] = []
-    previous = GENESIS
-    for line in lines:
-        entry = parse_entry(line, previous)
-        if entry is None:
-            break
-        entries.append(entry)
-        previous = entry.hash
-    return entries
 
 
 def _head_length(state: Path, data_source: str) -> int:
@@ -105,35 +96,51 @@ def _head_length(state: Path, data_source: str) -> int:
     return head[0] if head else 0
 
 
-def _costliest(kept: list[Entry], data_source: str) -> Entry:
-    """Returns a template for lost entries."""
-    private = [entry for entry in kept if entry.noise_multiplier > 0]
-    if private:
-        # Rate and steps over noise order single releases by cost well enough here: a
-        # ledger holds few distinct plans, and all three are taken at their worst.
-        worst = dataclasses.replace(
-            private[-1],
-            noise_multiplier=min(e.noise_multiplier for e in private),
-            sampling_rate=max(e.sampling_rate for e in private),
-            steps=max(e.steps for e in private),
-        )
-    else:
-        worst = Entry(
-            run="",
-            round=0,
-            data_source=data_source,
-            unit="none",
-            relation="none",
-            mechanism="none",
-            noise_multiplier=0.0,
-            sampling_rate=1.0,
-            steps=1,
-            clipping_norm=None,
-            backbone="",
-            plan_hash="",
-            request_hash="",
-            payload_hash="",
-        )
-    return dataclasses.replace(
-        worst, run="", round=0, mechanism="adopted", request_hash="", payload_hash=""
+def _parseable(lines: Iterable[bytes]) -> list[Entry]:
+    """Returns what can still be read behind the damage."""
+    entries = []
+    for line in lines:
+        try:
+            entries.append(Entry.from_json(line.decode()))
+        except ValueError:
+            continue
+    return entries
+
+
+def _costliest(known: list[Entry], data_source: str) -> Entry:
+    """Returns a template for lost entries: every parameter at its worst.
+
+    An edited value that is no number, or out of range, is as dear as no noise at all.
+    """
+    noise = min((_number(e.noise_multiplier) for e in known), default=0.0)
+    private = noise > 0
+    return Entry(
+        run="",
+        round=0,
+        data_source=data_source,
+        unit=known[-1].unit if private else "none",
+        relation=known[-1].relation if private else "none",
+        mechanism="adopted",
+        noise_multiplier=noise,
+        sampling_rate=max((_share(e.sampling_rate) for e in known), default=1.0),
+        steps=max((_count(e.steps) for e in known), default=1),
+        clipping_norm=known[-1].clipping_norm if private else None,
+        backbone="",
+        plan_hash="",
+        request_hash="",
+        payload_hash="",
     )
+
+
+def _number(value: object) -> float:
+    is_noise = isinstance(value, float | int) and 0 < value < math.inf
+    return float(value) if is_noise else 0.0  # type: ignore[arg-type]
+
+
+def _share(value: object) -> float:
+    is_share = isinstance(value, float | int) and 0 < value <= 1
+    return float(value) if is_share else 1.0  # type: ignore[arg-type]
+
+
+def _count(value: object) -> int:
+    return value if type(value) is int and value > 0 else 1

@@ -10,12 +10,23 @@ from fedpeft.interfaces import NoiseFn, Operation, PrivacyEngine
 from fedpeft.privacy.operations import RULES
 from fedpeft.privacy.per_sample import Rows
 
+SLACK = {"fp32": 1e-5, "bf16": 1e-2}
+"""Share of the clipping norm kept free, by the precision of the forward pass.
+
+One more example changes padding and chunks, hence the rounding of all others' gradients
+(Casacuberta et al. 2022, section 5). Measured on 129 reviews and MiniLM, the other 128
+together move by 0.005 of the norm in bf16 and by 2e-6 in fp32. A measured reserve is
+not a proof: who needs one trains in fp32, where what is left is below the noise's own
+grid.
+"""
+
 
 class DpSgd(PrivacyEngine):
     """Clips each example's gradient, sums, adds noise once a step.
 
     **Guarantees**: adding or removing one example changes the sum of a step by at most
-    `clipping_norm` in L2 norm over all trainable parameters together; the noise has
+    `clipping_norm` in L2 norm over all trainable parameters together, in real numbers;
+    `slack` makes room for what rounding adds, see :data:`SLACK`. The noise has
     standard deviation ``noise_multiplier * clipping_norm`` on that sum. An example
     whose gradient is not finite contributes exactly zero, and changes no other
     example's part. Not guaranteed here: the sampling of the batches (see ``Release``)
@@ -27,12 +38,19 @@ class DpSgd(PrivacyEngine):
         clipping_norm: L2 bound of one example's gradient; infinity clips nothing.
         noise_multiplier: unitless; 0 adds nothing.
         nominal_batch: the divisor, a public constant; not the batch's own size.
+        slack: share of the clipping norm that is kept free for rounding, see
+            :data:`SLACK`.
     """
 
     def __init__(
-        self, clipping_norm: float, noise_multiplier: float, nominal_batch: int
+        self,
+        clipping_norm: float,
+        noise_multiplier: float,
+        nominal_batch: int,
+        *,
+        slack: float = 1e-5,
     ) -> None:
-        self._clipping_norm = clipping_norm
+        self._bound = clipping_norm * (1 - slack)
         self._deviation = noise_multiplier * clipping_norm if noise_multiplier else 0.0
         self._nominal_batch = nominal_batch
         self._parameters: list[nn.Parameter] = []
@@ -76,7 +94,7 @@ class DpSgd(PrivacyEngine):
     def accumulate(self, losses: torch.Tensor) -> None:
         """Adds the batch's clipped rows to the step's sum."""
         rows = self.per_sample_gradients(losses)
-        self._sum += clipped_sum(rows, self._clipping_norm)
+        self._sum += clipped_sum(rows, self._bound)
 
     def step(self, noise: NoiseFn) -> None:
         """Sets every trainable parameter's ``.grad`` to noised sum / nominal batch."""
@@ -88,12 +106,12 @@ class DpSgd(PrivacyEngine):
         self.reset()
 
 
-def clipped_sum(rows: torch.Tensor, clipping_norm: float) -> torch.Tensor:
-    """Returns the sum of rows, each scaled down to `clipping_norm` if it is longer.
+def clipped_sum(rows: torch.Tensor, bound: float) -> torch.Tensor:
+    """Returns the sum of rows, each scaled down to L2 norm `bound` if it is longer.
 
-    **Guarantees**: each row's part has L2 norm <= `clipping_norm`, rounding included:
-    the bound is tightened by 1e-5, more than the error of a single-precision norm. A
-    row with a non-finite value or norm is zeroed (in place).
+    **Guarantees**: each row's part is at most `bound` long, up to the rounding of a
+    single-precision norm, which is below 1e-5 of it. A row with a non-finite value or
+    norm is zeroed (in place).
 
     Shapes: rows ``(batch, total)`` -> ``(total,)``.
 
@@ -105,9 +123,8 @@ def clipped_sum(rows: torch.Tensor, clipping_norm: float) -> torch.Tensor:
     if not finite.all():
         rows[~finite] = 0.0
         norms = norms.where(finite, 0.0)
-    if math.isinf(clipping_norm):
+    if math.isinf(bound):
         return rows.sum(0)
-    bound = clipping_norm * (1 - 1e-5)
     return torch.mv(rows.t(), (bound / norms).clamp(max=1.0))
 
 

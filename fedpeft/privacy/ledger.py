@@ -15,7 +15,7 @@ import dataclasses
 import fcntl
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,8 +122,7 @@ class Ledger:
                 f"Expected an entry that continues the ledger of {self.data_source}, "
                 f"got one of another history. {REMEDY}"
             )
-        line = entry.to_json().encode() + b"\n"
-        append_durably(ledger_path(self._state, self.data_source), line)
+        append_durably(ledger_path(self._state, self.data_source), to_lines([entry]))
         self.entries.append(entry)
         self.write_head()
 
@@ -141,8 +140,9 @@ class Ledger:
 def open_ledger(state: Path, data_source: str, *, expected: bool = False) -> Ledger:
     """Reads and verifies a ledger; a new one is empty.
 
-    A torn last line (a crash in the middle of an append) is cut off: its release was
-    not sent, and its outbox record, written before, restores it.
+    A torn last line (a crash in the middle of an append) is repaired once everything
+    else holds: its release was not sent, and its outbox record, written before,
+    restores it.
 
     Args:
         state: the client's state directory.
@@ -162,13 +162,30 @@ def open_ledger(state: Path, data_source: str, *, expected: bool = False) -> Led
                 f"it has released before. {REMEDY}"
             )
         return Ledger(state, data_source, [])
-    entries = _read_entries(path, repair=True)
-    length, newest = head if head is not None else (0, GENESIS)
-    if head is None and len(entries) > 1:
+    data = path.read_bytes()
+    entries, rest = read_chain(data)
+    if b"\n" in rest:
         raise LedgerError(
-            f"Expected the head of {data_source}'s ledger at "
-            f"{head_path(state, data_source)}, found none. {REMEDY}"
+            f"{path}, line {len(entries) + 1}: the chain is broken here; the ledger "
+            f"was edited or damaged. {REMEDY}"
         )
+    _compare_with_head(path, entries, head)
+    if rest or not data.endswith(b"\n"):
+        write_atomically(path, to_lines(entries))
+    ledger = Ledger(state, data_source, entries)
+    if head is None or len(entries) > head[0]:  # a crash between entry and head
+        ledger.write_head()
+    return ledger
+
+
+def _compare_with_head(
+    path: Path, entries: list[Entry], head: tuple[int, str] | None
+) -> None:
+    if head is None:
+        if len(entries) > 1:
+            raise LedgerError(f"Expected a head beside {path}, found none. {REMEDY}")
+        return
+    length, newest = head
     if len(entries) < length:
         raise LedgerError(
             f"Expected {length} entries in {path}, found {len(entries)}: it was "
@@ -176,10 +193,6 @@ def open_ledger(state: Path, data_source: str, *, expected: bool = False) -> Led
         )
     if length and entries[length - 1].hash != newest:
         raise LedgerError(f"{path} is not the ledger that its head knows. {REMEDY}")
-    ledger = Ledger(state, data_source, entries)
-    if len(entries) > length:  # a crash between the entry and its head
-        ledger.write_head()
-    return ledger
 
 
 @contextlib.contextmanager
@@ -225,27 +238,29 @@ def read_head(state: Path, data_source: str) -> tuple[int, str] | None:
         raise LedgerError(f"{path} is damaged. {REMEDY}") from None
 
 
-def _read_entries(path: Path, *, repair: bool) -> list[Entry]:
-    data = path.read_bytes()
-    complete, _, torn = data.rpartition(b"\n")
-    if torn and repair:
-        write_atomically(path, complete + b"\n" if complete else b"")
+def read_chain(data: bytes) -> tuple[list[Entry], bytes]:
+    """Returns the entries from the start whose chain holds, and the bytes after them.
+
+    A last line that lacks only its end counts.
+    """
     entries: list[Entry] = []
     previous = GENESIS
-    for number, line in enumerate(complete.splitlines(), start=1):
-        entry = parse_entry(line, previous)
+    lines = data.splitlines(keepends=True)
+    for number, line in enumerate(lines):
+        entry = _parse(line, previous)
         if entry is None:
-            raise LedgerError(
-                f"{path}, line {number}: the chain is broken here; the ledger was "
-                f"edited or damaged. {REMEDY}"
-            )
+            return entries, b"".join(lines[number:])
         entries.append(entry)
         previous = entry.hash
-    return entries
+    return entries, b""
 
 
-def parse_entry(line: bytes, previous: str) -> Entry | None:
-    """Returns the entry if it is whole and continues the chain, else None."""
+def to_lines(entries: Iterable[Entry]) -> bytes:
+    """Returns the content of a ledger file."""
+    return b"".join(entry.to_json().encode() + b"\n" for entry in entries)
+
+
+def _parse(line: bytes, previous: str) -> Entry | None:
     try:
         entry = Entry.from_json(line.decode())
     except ValueError:

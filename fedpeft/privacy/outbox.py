@@ -15,7 +15,7 @@ from safetensors.torch import save
 
 from fedpeft.durable import write_atomically
 from fedpeft.errors import LedgerError
-from fedpeft.privacy.ledger import Entry
+from fedpeft.privacy.ledger import REMEDY, Entry, Ledger
 from fedpeft.tensors import Tensors, with_prefix, without_prefix
 
 
@@ -59,7 +59,7 @@ class Outbox:
 
     def records(self) -> list[Record]:
         """Returns all records, of every run, in order of their names."""
-        return [_read(path) for path in self._paths("")]
+        return [_read(path) for path in sorted(self._folder.glob("*.safetensors"))]
 
     def discard(self, run: str, until_round: int) -> None:
         """Deletes a run's answers up to a round, but never its newest.
@@ -70,28 +70,54 @@ class Outbox:
             if int(path.stem.rpartition("-")[2]) <= until_round:
                 path.unlink()
 
-    def drop_unknown(self, known: set[str]) -> int:
-        """Deletes records that are damaged or not among the `known` entries' hashes.
+    def unknown(self, known: set[str]) -> tuple[list[Entry], int]:
+        """Returns the entries of records not among the `known` hashes.
 
         Returns:
-            How many there were.
+            The entries, and how many records cannot be read at all.
         """
-        dropped = 0
-        for path in self._paths(""):
+        entries, unreadable = [], 0
+        for path in self._folder.glob("*.safetensors"):
+            try:
+                entry = _read(path).entry
+            except LedgerError:
+                unreadable += 1
+                continue
+            if entry.hash not in known:
+                entries.append(entry)
+        return entries, unreadable
+
+    def keep_only(self, known: set[str]) -> None:
+        """Deletes records that are damaged or not among the `known` hashes."""
+        for path in self._folder.glob("*.safetensors"):
             try:
                 is_known = _read(path).entry.hash in known
             except LedgerError:
                 is_known = False
             if not is_known:
                 path.unlink()
-                dropped += 1
-        return dropped
 
     def _path(self, run: str, server_round: int) -> Path:
-        return self._folder / f"{run}-{server_round:06d}.safetensors"
+        return self._folder / f"{run}-{server_round:09d}.safetensors"
 
     def _paths(self, run: str) -> list[Path]:
-        return sorted(self._folder.glob(f"{run}*.safetensors"))
+        return sorted(self._folder.glob(f"{run}-*.safetensors"))
+
+
+def unrecorded(ledger: Ledger, records: list[Record]) -> list[Record]:
+    """Returns the records that a crash kept from the ledger: one, or none.
+
+    Raises:
+        LedgerError: if a record cannot continue the ledger.
+    """
+    known = {entry.hash for entry in ledger.entries}
+    missing = [record for record in records if record.entry.hash not in known]
+    if len(missing) > 1 or any(r.entry.previous != ledger.head for r in missing):
+        raise LedgerError(
+            f"The outbox of {ledger.data_source} holds answers that its ledger does "
+            f"not know: the ledger was restored from a backup. {REMEDY}"
+        )
+    return missing
 
 
 def _read(path: Path) -> Record:

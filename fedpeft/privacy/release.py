@@ -17,10 +17,17 @@ import torch
 from fedpeft.errors import LedgerError, PrivacyBudgetExceeded
 from fedpeft.privacy.accountant import epsilon
 from fedpeft.privacy.ledger import REMEDY, Entry, Ledger, locked, open_ledger
-from fedpeft.privacy.outbox import Outbox, Record
+from fedpeft.privacy.outbox import Outbox, Record, unrecorded
 from fedpeft.privacy.plan import Plan
-from fedpeft.privacy.randomness import Randomness, noised, poisson_batch
+from fedpeft.privacy.randomness import (
+    Randomness,
+    SeededRandomness,
+    noised,
+    poisson_batch,
+)
 from fedpeft.tensors import Tensors
+
+_SEEDED = "gaussian-seeded"
 
 
 class RequestConflict(LedgerError):
@@ -78,32 +85,21 @@ def open_release(
         outbox = Outbox(state, data_source)
         records = outbox.records()
         ledger = open_ledger(state, data_source, expected=bool(records))
-        _charge_unrecorded(ledger, records)
+        for record in unrecorded(ledger, records):
+            ledger.append(record.entry)
         yield Release(ledger, outbox, plan, randomness, backbone, budget_epsilon)
-
-
-def _charge_unrecorded(ledger: Ledger, records: list[Record]) -> None:
-    """Appends the entry of an answer that a crash kept from the ledger."""
-    known = {entry.hash for entry in ledger.entries}
-    for record in records:
-        if record.entry.hash in known:
-            continue
-        if record.entry.previous != ledger.head:
-            raise LedgerError(
-                f"The outbox of {ledger.data_source} holds an answer that its ledger "
-                f"does not know: the ledger was restored from a backup. {REMEDY}"
-            )
-        ledger.append(record.entry)
 
 
 class Release:
     """One data source, open for one request; see :func:`open_release`.
 
     **Guarantees**: what :meth:`commit` returns is on disk together with the next
-    error-feedback memory, and charged, before it can be sent. A release past the plan's
-    cap, or past the budget counted over all runs in the ledger, is refused before any
-    data are read. The batches are Poisson at the plan's rate and the noise
-    has the plan's standard deviation, once a step, or nothing is released.
+    error-feedback memory, and charged, before it can be sent. (That the payload was
+    made from these batches and this noise is the caller's part: here calls are
+    counted.) A release past the plan's cap, or past the budget counted over all runs in
+    the ledger, is refused before any data are read. The batches are Poisson at the
+    plan's rate and the noise has the plan's standard deviation, once a step, or nothing
+    is released.
     """
 
     def __init__(
@@ -134,7 +130,8 @@ class Release:
         if length and (len(entries) < length or entries[length - 1].hash != head):
             raise LedgerError(
                 f"The ledger of {self._ledger.data_source} is not the one that was "
-                f"acknowledged with {length} entries: it was lost or restored. {REMEDY}"
+                f"acknowledged with {length} entries: it was lost or restored. "
+                f"{REMEDY} Then start a new run."
             )
 
     def repeat(self, question: Question) -> Answer | None:
@@ -174,11 +171,18 @@ class Release:
         if plan is None:
             return
         entries = self._ledger.entries
-        foreign = {e.unit for e in entries if e.mechanism != "none"} - {plan.unit}
+        foreign = {entry.unit for entry in entries} - {plan.unit, "none"}
         if foreign:
             raise PrivacyBudgetExceeded(
                 f"The ledger of {self._ledger.data_source} holds releases of unit "
                 f"{foreign.pop()!r}; epsilons of different units are never added."
+            )
+        seeded = any(entry.mechanism == _SEEDED for entry in entries)
+        if seeded and self._mechanism != _SEEDED:
+            raise PrivacyBudgetExceeded(
+                f"The ledger of {self._ledger.data_source} holds releases with seeded "
+                "noise, which whoever knows the seed can remove: nothing can be "
+                "promised for these data any more. Use another state directory."
             )
         if sum(entry.run == run for entry in entries) >= plan.max_participations:
             raise PrivacyBudgetExceeded(
@@ -194,10 +198,25 @@ class Release:
                 f"{after:.3f}, past its budget of {budget:g}."
             )
 
+    @property
+    def _mechanism(self) -> str:
+        if self._plan is None or not self._plan.noise_multiplier:
+            return "none"
+        is_seeded = isinstance(self._randomness, SeededRandomness)
+        return _SEEDED if is_seeded else "gaussian"
+
     def residual(self, run: str) -> Tensors:
         """Returns the error-feedback memory of a run; empty before its first answer."""
         record = self._outbox.newest(run)
         return record.residual if record else {}
+
+    def mask_seed(self) -> int:
+        """Returns a seed for dropout masks that depends on nothing an adversary knows.
+
+        One more example shifts every other's mask. That costs no privacy only if masks
+        are random and independent of the batch; under a public seed they are not.
+        """
+        return int(self._randomness.uniform(1).item() * 2**53)
 
     def batches(self, num_examples: int) -> Iterator[list[int]]:
         """Yields one Poisson batch of indices for each local step of the plan."""
@@ -239,6 +258,18 @@ class Release:
         self._ledger.append(entry)
         return self._answer(payload)
 
+    def forfeit(self, question: Question) -> None:
+        """Charges a round whose batches were drawn and which failed before its end.
+
+        Whether it failed may depend on the noised gradients, and asking again would
+        draw them anew. The stored answer is empty.
+        """
+        if self._batches_drawn:
+            entry = self._entry(question).sealed(self._ledger.head)
+            residual = self.residual(question.run)
+            self._outbox.put(Record(entry, b"", residual))
+            self._ledger.append(entry)
+
     def discard(self, run: str, until_round: int) -> None:
         """Deletes answers that the server will not ask for again."""
         self._outbox.discard(run, until_round)
@@ -263,7 +294,7 @@ class Release:
             data_source=self._ledger.data_source,
             unit=plan.unit if plan else "none",
             relation=plan.relation if plan else "none",
-            mechanism="gaussian" if plan and plan.noise_multiplier else "none",
+            mechanism=self._mechanism,
             noise_multiplier=plan.noise_multiplier if plan else 0.0,
             sampling_rate=plan.sampling_rate if plan else 1.0,
             steps=plan.local_steps if plan else 1,

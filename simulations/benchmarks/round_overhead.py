@@ -40,7 +40,12 @@ def measure(repeats: int) -> dict[str, float]:
     torch.set_num_threads(1)
     set_identity()
     scenario = find_scenario("text_reviews")
-    overrides = (f"cohort.size={COHORT}", "run.rounds=20", "run.workers=0", "run.id=x")
+    overrides = (
+        f"cohort.size={COHORT}",
+        "run.rounds=20",
+        "run.workers=0",
+        "run.id=0123456789abcdef",
+    )
     config = RunConfig.from_file(scenario, overrides)
     site = open_site(config.to_toml())
     bare, engine = [], []

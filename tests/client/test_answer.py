@@ -25,7 +25,7 @@ def site(small_reviews: Path) -> Site:
 def request_(site: Site) -> TrainRequest:
     state = Dense().compress(trainable_state(site.model), torch.Generator())
     return TrainRequest(
-        run="run",
+        run="0123456789abcdef",
         server_round=1,
         config_hash=site.config.hash,
         plan_hash=site.plan.hash,

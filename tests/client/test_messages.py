@@ -4,7 +4,9 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from client.messages import TrainReply, TrainRequest
 from fedpeft.errors import InvalidPayload
 
-REQUEST = TrainRequest("run", 3, "config", "plan", "backbone", b"state", 2, "head", 1)
+REQUEST = TrainRequest(
+    "0123456789abcdef", 3, "config", "plan", "backbone", b"state", 2, "head", 1
+)
 
 
 def test_messages_come_back_as_they_were() -> None:
@@ -37,7 +39,48 @@ def test_another_content_is_refused(record: RecordDict) -> None:
         TrainRequest.from_record(record)
 
 
-def test_an_unknown_code_is_refused() -> None:
-    record = TrainReply("a reason in prose").to_record()
-    with pytest.raises(InvalidPayload, match="Expected a reply code"):
-        TrainReply.from_record(record)
+def _altered(message: TrainRequest | TrainReply, **changes: object) -> RecordDict:
+    """A record as a hostile peer would make it: any value in any field."""
+    record = message.to_record()
+    header = {**dict(record["header"]), **changes}
+    return RecordDict({"data": record["data"], "header": ConfigRecord(header)})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"run": "../../../../elsewhere"},
+        {"run": "*"},
+        {"run": ""},
+        {"run": 5},
+        {"server_round": 0},
+        {"server_round": -3},
+        {"server_round": True},
+        {"server_round": "1"},
+        {"server_round": 1.5},
+        {"ledger_length": -1},
+        {"durable_round": "x"},
+        {"state": b"twice"},
+        {"more": 1},
+    ],
+)
+def test_a_hostile_request_is_refused(changes: dict) -> None:
+    with pytest.raises((InvalidPayload, TypeError)):
+        TrainRequest.from_record(_altered(REQUEST, **changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"code": "a reason in prose"},
+        {"code": 3},
+        {"num_examples": "many"},
+        {"num_examples": 0},
+        {"num_examples": -5},
+        {"ledger_length": "z"},
+        {"more": 1},
+    ],
+)
+def test_a_hostile_reply_is_refused(changes: dict) -> None:
+    with pytest.raises(InvalidPayload):
+        TrainReply.from_record(_altered(TrainReply("ok", b"x"), **changes))

@@ -57,3 +57,14 @@ def test_ssf_scales_then_shifts() -> None:
 def test_impossible_hyperparameters_are_refused(make) -> None:
     with pytest.raises(ValueError, match="Expected"):
         make()
+
+
+@pytest.mark.parametrize("method", [Lora(first_layer=2), SSF(first_layer=2)])
+def test_a_layer_beyond_the_last_is_refused(method) -> None:
+    with pytest.raises(ValueError, match="first_layer <= 1"):
+        method.attach(tiny_bert())
+
+
+def test_lora_takes_linear_layers_only() -> None:
+    with pytest.raises(ValueError, match="linear layers, got Embedding"):
+        Lora(target_modules=("word_embeddings",)).attach(tiny_bert())

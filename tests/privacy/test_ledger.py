@@ -1,5 +1,6 @@
 """Crashes, tampering and what an operator can do about it."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from fedpeft.privacy import (
     Question,
     Release,
     RequestConflict,
+    SecureRandomness,
     SeededRandomness,
     adopt,
     epsilon,
@@ -305,3 +307,106 @@ def test_a_full_disk_releases_nothing(state: Path, monkeypatch) -> None:
     with pytest.raises(OSError, match="No space"):
         _release(state, 3)
     assert len(_lines(state)) == 2
+
+
+def test_adopting_prices_lost_entries_by_what_stands_behind_the_damage(
+    state: Path,
+) -> None:
+    dear = dataclasses.replace(PLAN, noise_multiplier=0.5, target_epsilon=100.0)
+    _release(state, 3, plan=dear)
+    honest = verify(state, SOURCE).spent(1e-5)
+    lines = _lines(state)
+    _rewrite(
+        state, [lines[0], lines[1].replace(b'"steps": 2', b'"steps": 1'), lines[2]]
+    )
+    adopt(state, SOURCE)
+    assert verify(state, SOURCE).spent(1e-5) >= honest
+
+
+def test_adopting_never_forgets_a_release_without_privacy(state: Path) -> None:
+    _release(state, 3, plan=None)
+    assert verify(state, SOURCE).spent(1e-5) == float("inf")
+    _rewrite(state, _lines(state)[:2])
+    adopt(state, SOURCE)
+    assert verify(state, SOURCE).spent(1e-5) == float("inf")
+
+
+@pytest.mark.parametrize("step", ["head", "outbox"])
+def test_a_crash_in_the_middle_of_adopting_forgets_nothing(
+    state: Path, monkeypatch, step: str
+) -> None:
+    _release(state, 3)
+    honest = verify(state, SOURCE).spent(1e-5)
+    _rewrite(state, _lines(state)[:1])
+
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    places = {
+        "head": "fedpeft.privacy.ledger.Ledger.write_head",
+        "outbox": "fedpeft.privacy.outbox.Outbox.keep_only",
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(places[step], crash)
+        with pytest.raises(KeyboardInterrupt):
+            adopt(state, SOURCE)
+    adopt(state, SOURCE)
+    assert verify(state, SOURCE).spent(1e-5) >= honest
+
+
+def test_verifying_changes_nothing_that_is_damaged(state: Path) -> None:
+    path = ledger_path(state, SOURCE)
+    path.write_bytes(path.read_bytes()[:-40])
+    before = path.read_bytes()
+    with pytest.raises(LedgerError, match="shortened"):
+        verify(state, SOURCE)
+    assert path.read_bytes() == before
+
+
+def test_a_last_line_that_lacks_its_end_is_kept(state: Path) -> None:
+    path = ledger_path(state, SOURCE)
+    path.write_bytes(path.read_bytes()[:-1])
+    assert len(verify(state, SOURCE).entries) == 2
+    assert _release(state, 2) == b"answer-run-2"
+
+
+def test_secure_noise_is_refused_after_seeded_noise(state: Path) -> None:
+    with (
+        open_release(
+            state,
+            SOURCE,
+            plan=PLAN,
+            randomness=SecureRandomness(),
+            backbone="fingerprint",
+        ) as release,
+        pytest.raises(PrivacyBudgetExceeded, match="seeded"),
+    ):
+        release.authorise("another")
+
+
+def test_a_round_that_fails_after_drawing_is_charged_once(state: Path) -> None:
+    question = Question("run", 3, "request-3")
+    with _open(state) as release:
+        release.authorise("run")
+        next(iter(release.batches(8)))
+        release.forfeit(question)
+    assert len(_lines(state)) == 3
+    with _open(state) as release:
+        assert release.repeat(question).payload == b""
+        assert torch.equal(release.residual("run")["weight"], torch.full((2,), 2.0))
+
+
+def test_dropout_masks_of_a_private_step_are_not_the_servers_to_know(
+    tmp_path: Path,
+) -> None:
+    seeds = set()
+    for _ in range(3):
+        with open_release(
+            tmp_path,
+            SOURCE,
+            plan=PLAN,
+            randomness=SecureRandomness(),
+            backbone="fingerprint",
+        ) as release:
+            seeds.add(release.mask_seed())
+    assert len(seeds) == 3

@@ -66,7 +66,7 @@ def server(tmp_path: Path) -> Server:
     model = TaskModel(case.model, case.operations, _Tokenizer(), "fingerprint", {})
     ids, _, labels = toy_batch(4)
     return Server(
-        run="run",
+        run="0123456789abcdef",
         config=_config(),
         plan=None,
         model=model,
