@@ -1,5 +1,6 @@
 """Frozen backbones by name, local path or hub id; the task's model around them."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModel, AutoTokenizer
-from transformers.utils import logging
+from transformers.utils import logging as transformers_logging
 
 from fedpeft import assets
 from fedpeft.errors import ConfigError
@@ -44,7 +45,8 @@ def load_backbone(name: str) -> Backbone:
         ConfigError: if nothing of that name can be loaded.
     """
     source = _source(name)
-    logging.disable_progress_bar()  # in a second's load it is noise
+    transformers_logging.disable_progress_bar()  # in a second's load it is noise
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # five retries too
     local = not name.startswith(_HUB)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
