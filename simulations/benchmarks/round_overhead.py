@@ -9,6 +9,7 @@ thread, in CPU seconds; imports and evaluation apart.
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -54,7 +55,8 @@ def measure(repeats: int) -> dict[str, float]:
         with tempfile.TemporaryDirectory() as folder:
             run = _engine_round(config, Path(folder))
             engine.append(_cpu_seconds(run))
-        print(f"repeat {repeat + 1}: {bare[-1]:.2f} s bare, {engine[-1]:.2f} s engine")
+        line = f"repeat {repeat + 1}: {bare[-1]:.2f} s bare, {engine[-1]:.2f} s engine"
+        print(line, file=sys.stderr)
     return {
         "bare_seconds": statistics.median(bare),
         "engine_seconds": statistics.median(engine),
