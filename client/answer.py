@@ -16,6 +16,7 @@ from fedpeft.privacy import (
     RequestConflict,
     SecureRandomness,
     SeededRandomness,
+    data_sources,
     open_release,
 )
 from fedpeft.seeds import derive_seed, generator
@@ -37,6 +38,10 @@ def answer(site: Site, client: int, state: Path, request: TrainRequest) -> Train
     mismatch = _mismatch(site, request)
     if mismatch:
         return _refuse(client, request, mismatch, "the server's copy is another one")
+    foreign = [s for s in data_sources(state) if not s.endswith(site.digest)]
+    if foreign:
+        reason = f"the state directory counts other records, as {foreign[0]}"
+        return _refuse(client, request, "ledger-refused", reason)
     try:
         with open_release(
             state,
@@ -103,7 +108,7 @@ def _train(site: Site, client: int, release: Release, request: TrainRequest) -> 
         engine=site.engine,
         noise=release.noise,
         section=section,
-        rate=decayed(section, request.server_round, site.config.run.rounds),
+        rate_factor=decayed(section, request.server_round, site.config.run.rounds),
         mask_seed=mask_seed,
     )
 
@@ -127,7 +132,7 @@ def _compress(
 def _randomness(site: Site, client: int, server_round: int) -> Randomness:
     if site.config.privacy.noise == "secure":
         return SecureRandomness()
-    # With the configuration's hash, different runs never share noise.
+    # With the configuration's hash, different configurations never share noise.
     purpose = ("noise", site.config.hash, client, server_round)
     return SeededRandomness(derive_seed(site.config.run.seed, *purpose))
 

@@ -1,7 +1,8 @@
 """The vocabulary of server and client, as Flower messages carry it.
 
 A request holds the server's trainable state; a reply holds a compressed update or a
-refusal code. Everything else about a client's data stays at the client.
+refusal code. Everything else about a client's data stays at the
+client; without privacy its number of examples travels too.
 """
 
 import dataclasses
@@ -9,7 +10,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
@@ -156,11 +157,10 @@ def _pack(data: bytes, header: dict[str, str | int]) -> RecordDict:
 
 
 def _unpack(record: RecordDict) -> tuple[bytes, dict[str, object]]:
-    try:
-        array = cast(ArrayRecord, record["data"])["bytes"]
-        header = dict(cast(ConfigRecord, record["header"]))
-    except KeyError as error:
-        raise InvalidPayload(f"Expected a message with {error}.") from None
-    if array.stype != _BYTES:
-        raise InvalidPayload(f"Expected bytes of type {_BYTES}, got {array.stype!r}.")
-    return array.data, cast(dict[str, object], header)
+    data, header = record.get("data"), record.get("header")
+    if not isinstance(data, ArrayRecord) or not isinstance(header, ConfigRecord):
+        raise InvalidPayload("Expected a message with data and header.")
+    array = data.get("bytes")
+    if array is None or array.stype != _BYTES:
+        raise InvalidPayload(f"Expected bytes of type {_BYTES}.")
+    return array.data, dict(header)

@@ -44,7 +44,13 @@ class Site:
         return ErrorFeedback(self.compressor) if wanted else None
 
     def data_source(self, client: int) -> str:
-        """Names a client's data over all runs: they continue the same ledger."""
+        """Names a client's data over all runs: they continue the same ledger.
+
+        Raises:
+            ValueError: if there is no such client.
+        """
+        if not 0 <= client < len(self.clients):
+            raise ValueError(f"Expected a client below {len(self.clients)}.")
         return f"client-{client:03d}-{self.digest}"
 
 

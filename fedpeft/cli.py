@@ -6,6 +6,7 @@ answer at once.
 
 import json
 import logging
+import math
 import os
 import sys
 from pathlib import Path
@@ -45,7 +46,10 @@ State = Annotated[Path, typer.Argument(help="A run directory or a [run] state.")
 
 
 def main() -> None:
-    """Runs the command; an error is one plain line and exit code 2."""
+    """Runs the command; an error is one plain line and exit code 2.
+
+    Exit code 1 is an error that nobody foresaw, 130 an interruption.
+    """
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -121,12 +125,12 @@ def budget(
     plan = make_plan(config)
     if plan is None:
         raise RunError("The scenario has [privacy] unit = 'none': there is no budget.")
-    rounds = {
+    epsilons = {
         taken: epsilon([plan.composition(taken)], plan.target_delta)
         for taken in range(1, plan.max_participations + 1)
     }
     if as_json:
-        content = {**dataclasses.asdict(plan), "epsilon_by_participations": rounds}
+        content = {**dataclasses.asdict(plan), "epsilon_by_participations": epsilons}
         print(json.dumps(content, indent=2))
         return
     table = Table(title="Privacy plan, the same for every client", title_justify="left")
@@ -141,7 +145,7 @@ def budget(
     table.add_row("sampling rate", f"{plan.sampling_rate:.4g}")
     table.add_row("clipping norm", f"{plan.clipping_norm:g}")
     table.add_row("noise multiplier", f"{plan.noise_multiplier:.4g}")
-    for taken, spent in rounds.items():
+    for taken, spent in epsilons.items():
         table.add_row(f"epsilon after {taken} rounds of a client", f"{spent:.4f}")
     table.add_row("target epsilon", f"{plan.target_epsilon:g}")
     table.add_row("delta", f"{plan.target_delta:g}")
@@ -200,7 +204,7 @@ def ledger_show(
     ] = 1e-5,
 ) -> None:
     """Show what each data source has released, over all runs."""
-    from fedpeft.privacy import verify
+    from fedpeft.privacy import SEEDED, verify
 
     table = Table()
     columns = ("data source", "releases", "runs", "unit", "mechanism")
@@ -212,6 +216,8 @@ def ledger_show(
         units = ", ".join(sorted({entry.unit for entry in entries}))
         runs = len({entry.run for entry in entries})
         spent = f"{ledger.spent(delta):.4f}"
+        if any(entry.mechanism == SEEDED for entry in entries):
+            spent = f"[red]{spent}, noise removable[/red]"
         mechanisms = ", ".join(sorted({entry.mechanism for entry in entries}))
         row = (source, str(len(entries)), str(runs), units, mechanisms, spent)
         table.add_row(*row)
@@ -241,12 +247,14 @@ def ledger_adopt(
     source: Annotated[str, typer.Argument(help="The data source, as `show` names it.")],
 ) -> None:
     """Accept a damaged ledger: keep what holds, charge again what is lost."""
-    from fedpeft.privacy import adopt
+    from fedpeft.privacy import adopt, verify
 
     if source not in _sources(state):
         raise RunError(f"No ledger of {source!r} in {state}.")
     adoption = adopt(state, source)
     print(f"{source}: kept {adoption.kept} releases, charged {adoption.charged} again.")
+    if math.isinf(verify(state, source).spent(1e-5)):
+        print("Its epsilon is infinite now: no private release is possible any more.")
     if adoption.backup:
         print(f"The damaged file is kept as {adoption.backup}")
 

@@ -77,7 +77,8 @@ class DataSection(Section):
 
     Attributes:
         nominal_examples: a public constant a client; with the batch size it gives the
-            sampling rate. The exact number of a client's examples is never used.
+            sampling rate. The exact number of a client's examples is never used under
+            privacy.
         labels: the classes, declared; they are never read from the data.
         group: the column by which data are split and partitioned (a site, a film).
     """
@@ -214,6 +215,11 @@ class RunConfig(Section):
             raise ValueError(
                 f"expected [training] batch_size <= [data] nominal_examples = "
                 f"{self.data.nominal_examples}, got {self.training.batch_size}"
+            )
+        if not self.is_private and self.privacy.budget_epsilon is not None:
+            raise ValueError(
+                "expected no [privacy] budget_epsilon beside unit = 'none': a release "
+                "without privacy exceeds any"
             )
         if self.run.evaluate_on == "validation" and not self.data.validation_fraction:
             raise ValueError(

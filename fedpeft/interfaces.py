@@ -1,6 +1,6 @@
 """The contracts. Who has read this page has understood the architecture.
 
-A run is a pipeline of five families. Each knows these contracts and nothing of the
+A run is a pipeline of four families. Each knows these contracts and nothing of the
 other families:
 
 * a :class:`PeftMethod` adds a few trainable parameters to a frozen backbone and names
@@ -8,8 +8,7 @@ other families:
 * a :class:`PrivacyEngine` turns these operations' per-sample gradients into one
   clipped, noised gradient a step;
 * a :class:`Compressor` turns an update into a :class:`Payload` and back;
-* an :class:`Aggregator` turns a stream of updates into one step of the server;
-* an attack (``fedpeft.attacks``) does what an adversary would do with what it sees.
+* an :class:`Aggregator` turns a stream of updates into one step of the server.
 
 Variants are frozen dataclasses of hyperparameters: their fields are their section of
 the configuration file. State goes in and comes out; randomness is an argument. To

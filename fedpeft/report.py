@@ -85,6 +85,7 @@ def result_table(result: dict[str, Any]) -> Table:
         table.add_row("unit of privacy", unit)
         table.add_row("epsilon planned", f"{privacy['planned_epsilon']:.4f}")
         table.add_row("epsilon spent, worst client", f"{privacy['spent_epsilon']:.4f}")
+        table.add_row("  over", privacy["spent_over"])
         table.add_row("delta", f"{privacy['target_delta']:g}")
         if privacy["noise"] == "seeded":
             warning = "seeded: whoever knows the seed can remove it"

@@ -23,7 +23,7 @@ def train_locally(
     engine: PrivacyEngine,
     noise: NoiseFn,
     section: TrainingSection,
-    rate: float,
+    rate_factor: float,
     mask_seed: int,
 ) -> Tensors:
     """Trains from the server's state and returns the update: local minus global.
@@ -36,14 +36,14 @@ def train_locally(
         engine: bound to the model.
         noise: what the engine's step adds.
         section: optimiser, precision, physical batch size.
-        rate: factor on the section's learning rates, see :func:`decayed`.
+        rate_factor: on the section's learning rates, see :func:`decayed`.
         mask_seed: of the dropout masks; under privacy it must be secret, see
             ``Release.mask_seed``.
     """
     load_trainable_state(model, state)
     engine.reset()
     model.module.train(section.dropout)
-    optimizer = _optimizer(model, section, rate)
+    optimizer = _optimizer(model, section, rate_factor)
     with torch.random.fork_rng():
         torch.manual_seed(mask_seed)
         for batch in batches:
@@ -79,8 +79,8 @@ def shuffled_batches(
 ) -> Iterator[list[int]]:
     """Yields the mini-batches of plain training: pass after pass in random order.
 
-    The last batch of a pass may be smaller; a fraction of a pass is cut to whole
-    batches, at least one.
+    The last batch of a pass may be smaller; a fraction of a pass is rounded to the
+    nearest number of batches, at least one.
     """
     batch_size = min(batch_size, num_examples)
     a_pass = -(-num_examples // batch_size)
@@ -103,7 +103,7 @@ def decayed(section: TrainingSection, server_round: int, rounds: int) -> float:
 
 
 def _optimizer(
-    model: TaskModel, section: TrainingSection, rate: float
+    model: TaskModel, section: TrainingSection, rate_factor: float
 ) -> torch.optim.Optimizer:
     head = {id(parameter) for parameter in model.module.head.parameters()}
     trainable = [p for p in model.module.parameters() if p.requires_grad]
@@ -111,16 +111,18 @@ def _optimizer(
         {"params": [p for p in trainable if id(p) not in head]},
         {
             "params": [p for p in trainable if id(p) in head],
-            "lr": rate * (section.head_learning_rate or section.learning_rate),
+            "lr": rate_factor * (section.head_learning_rate or section.learning_rate),
         },
     ]
     if section.optimizer == "sgd":
         return torch.optim.SGD(
             groups,
-            lr=rate * section.learning_rate,
+            lr=rate_factor * section.learning_rate,
             momentum=section.momentum,
             weight_decay=section.weight_decay,
         )
     return torch.optim.AdamW(
-        groups, lr=rate * section.learning_rate, weight_decay=section.weight_decay
+        groups,
+        lr=rate_factor * section.learning_rate,
+        weight_decay=section.weight_decay,
     )

@@ -84,6 +84,7 @@ def _privacy(
         "target_delta": plan.target_delta,
         "planned_epsilon": plan.planned_epsilon,
         "spent_epsilon": spent() if spent else price,
+        "spent_over": "all runs in the ledgers" if spent else "this run",
         "accountant": "pld",
         "noise_multiplier": plan.noise_multiplier,
         "sampling_rate": plan.sampling_rate,

@@ -243,8 +243,9 @@ def _too_few(server_round: int, cohort_size: int, tally: Tally, needed: float) -
     reasons = codes + (f"{', ' if codes else ''}{silent} silent" if silent else "")
     return (
         f"Round {server_round}: expected at least {needed:g} of {cohort_size} clients "
-        f"to answer, got {tally.replies} ({reasons}). Nothing was lost: mend the cause "
-        "and go on with --resume."
+        f"to answer, got {tally.replies} ({reasons}). Mend the cause and go on with "
+        "--resume; what clients released stays charged, and a client that is past its "
+        "budget or failed in this round needs a new run."
     )
 
 

@@ -130,7 +130,8 @@ def _check_state(config: RunConfig, state: Path) -> None:
             raise RunError(
                 f"The state directory {state} belongs to another data set or partition "
                 f"(ledger {name}): under this one the same records would be counted in "
-                "two ledgers. Give this run its own [run] state."
+                "two ledgers. A state directory of its own would not count what these "
+                "ledgers hold."
             )
 
 

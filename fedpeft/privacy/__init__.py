@@ -4,7 +4,7 @@ from fedpeft.privacy.accountant import Composition, epsilon
 from fedpeft.privacy.adopt import Adoption, adopt, verify
 from fedpeft.privacy.calibration import calibrate
 from fedpeft.privacy.engine import SLACK, DpSgd, NonPrivate
-from fedpeft.privacy.ledger import Entry, Ledger, data_sources, open_ledger
+from fedpeft.privacy.ledger import SEEDED, Ledger, data_sources, open_ledger
 from fedpeft.privacy.plan import Plan, make_plan
 from fedpeft.privacy.randomness import (
     Randomness,
@@ -20,12 +20,12 @@ from fedpeft.privacy.release import (
 )
 
 __all__ = [
+    "SEEDED",
     "SLACK",
     "Adoption",
     "Answer",
     "Composition",
     "DpSgd",
-    "Entry",
     "Ledger",
     "NonPrivate",
     "Plan",

@@ -10,6 +10,7 @@ from fedpeft.durable import write_atomically
 from fedpeft.errors import LedgerError
 from fedpeft.privacy.ledger import (
     GENESIS,
+    SEEDED,
     Entry,
     Ledger,
     ledger_path,
@@ -40,13 +41,17 @@ class Adoption:
 def verify(state: Path, data_source: str) -> Ledger:
     """Returns the ledger if it, its head and its outbox agree.
 
+    What a crash left behind is brought up first: a torn line is cut, a head that lags
+    is moved, a release that is only in the outbox is charged.
+
     Raises:
         LedgerError: if they do not.
     """
     with locked(state, data_source):
         records = Outbox(state, data_source).records()
         ledger = open_ledger(state, data_source, expected=bool(records))
-        unrecorded(ledger, records)
+        for record in unrecorded(ledger, records):
+            ledger.append(record.entry)
         return ledger
 
 
@@ -57,8 +62,9 @@ def adopt(state: Path, data_source: str) -> Adoption:
     file's own lines or the outbox show to have existed beyond them is charged again, at
     the price of the costliest entry of which any trace is left; if none is known, or
     one was without privacy, the price is infinite and no private release is possible
-    any more. A crash leaves the old state or the new. Not guaranteed: releases of which
-    no trace is left. The damaged file is kept beside the new one.
+    any more. After a crash in the middle, adopting again ends it; it may charge more
+    than once, never less. Not guaranteed: releases of which no trace is left. The
+    damaged file is kept beside the new one.
     """
     with locked(state, data_source):
         path = ledger_path(state, data_source)
@@ -68,10 +74,13 @@ def adopt(state: Path, data_source: str) -> Adoption:
         hashes = {entry.hash for entry in kept}
         loose, unreadable = outbox.unknown(hashes)
         lines = rest.splitlines()
-        existed = max(_head_length(state, data_source), len(kept) + len(lines))
-        existed = max(existed, len(kept) + len(loose) + unreadable)
+        behind = _parseable(lines)
+        seen = {entry.hash for entry in behind}
+        extra = sum(entry.hash not in seen for entry in loose) + unreadable
+        existed = len(kept) + len(lines) + extra
+        existed = max(existed, _head_length(state, data_source))
         lost = existed - len(kept)
-        price = _costliest([*kept, *loose, *_parseable(lines)], data_source)
+        price = _costliest([*kept, *loose, *behind], data_source)
         entries = list(kept)
         for _ in range(lost):
             previous = entries[-1].hash if entries else GENESIS
@@ -120,7 +129,7 @@ def _costliest(known: list[Entry], data_source: str) -> Entry:
         data_source=data_source,
         unit=known[-1].unit if private else "none",
         relation=known[-1].relation if private else "none",
-        mechanism="adopted",
+        mechanism=SEEDED if any(e.mechanism == SEEDED for e in known) else "adopted",
         noise_multiplier=noise,
         sampling_rate=max((_share(e.sampling_rate) for e in known), default=1.0),
         steps=max((_count(e.steps) for e in known), default=1),

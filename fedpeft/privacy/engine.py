@@ -5,6 +5,7 @@ from collections import Counter
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedpeft.interfaces import NoiseFn, Operation, PrivacyEngine
 from fedpeft.privacy.operations import RULES
@@ -59,6 +60,10 @@ class DpSgd(PrivacyEngine):
 
     def bind(self, model: nn.Module, operations: list[Operation]) -> None:
         """Puts a tap on the output of every operation's module, in place."""
+        if any(isinstance(module, _BatchNorm) for module in model.modules()):
+            raise ValueError(
+                "Expected a model without batch normalisation: it mixes examples."
+            )
         names = {p: name for name, p in model.named_parameters() if p.requires_grad}
         covered = Counter(p for op in operations for p in op.parameters.values())
         for parameter, name in names.items():

@@ -27,6 +27,9 @@ FORMAT = 1
 GENESIS = "0" * 64
 """What the first entry names as its predecessor."""
 
+SEEDED = "gaussian-seeded"
+"""The mechanism of a release whose noise a seed repeats."""
+
 REMEDY = (
     "Inspect it with `fedpeft ledger verify`; an operator who answers for the data may "
     "then run `fedpeft ledger adopt`."
@@ -117,7 +120,7 @@ class Ledger:
         Raises:
             LedgerError: if the entry does not continue the chain.
         """
-        if entry.previous != self.head:
+        if entry != entry.sealed(self.head):
             raise LedgerError(
                 f"Expected an entry that continues the ledger of {self.data_source}, "
                 f"got one of another history. {REMEDY}"
@@ -216,10 +219,12 @@ def head_path(state: Path, data_source: str) -> Path:
 
 
 def data_sources(state: Path) -> list[str]:
-    """Returns every data source of which a ledger or a head exists, sorted."""
+    """Returns every data source of which any trace exists, sorted."""
     ledgers = (state / "ledger").glob("*.jsonl")
     heads = (state / "heads").glob("*.json")
-    return sorted({path.stem for path in (*ledgers, *heads)})
+    outboxes = (state / "outbox").glob("*")
+    names = {path.stem for path in (*ledgers, *heads)}
+    return sorted(names | {path.name for path in outboxes})
 
 
 def read_head(state: Path, data_source: str) -> tuple[int, str] | None:

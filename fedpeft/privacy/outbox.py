@@ -5,6 +5,7 @@ memory that goes with them, and the ledger entry that will charge them. It is on
 before the entry is, and the entry before anything is sent.
 """
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,7 +126,9 @@ def _read(path: Path) -> Record:
         with safe_open(path, framework="pt") as file:
             entry = Entry.from_json((file.metadata() or {})["entry"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        payload = tensors["payload"].numpy().tobytes()
+        if payload and hashlib.sha256(payload).hexdigest() != entry.payload_hash:
+            raise ValueError("its payload is not the one that was charged")
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise LedgerError(f"The outbox record {path} is damaged: {error}.") from None
-    payload = tensors["payload"].numpy().tobytes()
     return Record(entry, payload, without_prefix("residual", tensors))

@@ -105,7 +105,9 @@ def make_plan(config: RunConfig) -> Plan | None:
     max_participations = rotation_cap(
         config.run.rounds, config.cohort.size, config.partition.num_clients
     )
-    noise_multiplier = _noise(config, sampling_rate, local_steps, max_participations)
+    noise_multiplier = _noise_multiplier(
+        config, sampling_rate, local_steps, max_participations
+    )
     done = Composition(
         noise_multiplier, sampling_rate, max_participations * local_steps
     )
@@ -151,7 +153,7 @@ def rotation_cap(rounds: int, cohort_size: int, num_clients: int) -> int:
     return -(-rounds * cohort_size // num_clients)
 
 
-def _noise(
+def _noise_multiplier(
     config: RunConfig, sampling_rate: float, local_steps: int, max_participations: int
 ) -> float:
     """Returns the noise multiplier of the plan, or says in rounds why there is none."""

@@ -16,7 +16,14 @@ import torch
 
 from fedpeft.errors import LedgerError, PrivacyBudgetExceeded
 from fedpeft.privacy.accountant import epsilon
-from fedpeft.privacy.ledger import REMEDY, Entry, Ledger, locked, open_ledger
+from fedpeft.privacy.ledger import (
+    REMEDY,
+    SEEDED,
+    Entry,
+    Ledger,
+    locked,
+    open_ledger,
+)
 from fedpeft.privacy.outbox import Outbox, Record, unrecorded
 from fedpeft.privacy.plan import Plan
 from fedpeft.privacy.randomness import (
@@ -26,8 +33,6 @@ from fedpeft.privacy.randomness import (
     poisson_batch,
 )
 from fedpeft.tensors import Tensors
-
-_SEEDED = "gaussian-seeded"
 
 
 class RequestConflict(LedgerError):
@@ -159,6 +164,11 @@ class Release:
                 f"The answer of round {question.server_round} was acknowledged and is "
                 "not kept any more."
             )
+        if record.entry != of_round[-1]:
+            raise LedgerError(
+                f"The stored answer of round {question.server_round} is not the one "
+                f"that was charged. {REMEDY}"
+            )
         return self._answer(record.payload)
 
     def authorise(self, run: str) -> None:
@@ -177,12 +187,12 @@ class Release:
                 f"The ledger of {self._ledger.data_source} holds releases of unit "
                 f"{foreign.pop()!r}; epsilons of different units are never added."
             )
-        seeded = any(entry.mechanism == _SEEDED for entry in entries)
-        if seeded and self._mechanism != _SEEDED:
+        seeded = any(entry.mechanism == SEEDED for entry in entries)
+        if seeded and self._mechanism != SEEDED:
             raise PrivacyBudgetExceeded(
                 f"The ledger of {self._ledger.data_source} holds releases with seeded "
                 "noise, which whoever knows the seed can remove: nothing can be "
-                "promised for these data any more. Use another state directory."
+                "promised for these data any more."
             )
         if sum(entry.run == run for entry in entries) >= plan.max_participations:
             raise PrivacyBudgetExceeded(
@@ -203,7 +213,7 @@ class Release:
         if self._plan is None or not self._plan.noise_multiplier:
             return "none"
         is_seeded = isinstance(self._randomness, SeededRandomness)
-        return _SEEDED if is_seeded else "gaussian"
+        return SEEDED if is_seeded else "gaussian"
 
     def residual(self, run: str) -> Tensors:
         """Returns the error-feedback memory of a run; empty before its first answer."""

@@ -84,3 +84,16 @@ def test_a_full_disk_is_a_refusal(
     state = tmp_path / "file"
     state.write_text("not a directory")
     assert answer(site, 0, state, request_).code == "failed"
+
+
+def test_a_client_that_does_not_exist_has_no_data(site: Site) -> None:
+    with pytest.raises(ValueError, match="Expected a client below 4"):
+        site.data_source(-1)
+
+
+def test_a_state_directory_of_other_records_is_refused(
+    site: Site, request_: TrainRequest, tmp_path: Path
+) -> None:
+    (tmp_path / "ledger").mkdir()
+    (tmp_path / "ledger" / "client-000-another.jsonl").touch()
+    assert answer(site, 0, tmp_path, request_).code == "ledger-refused"

@@ -31,6 +31,7 @@ def test_under_privacy_a_refusal_says_its_code_and_nothing_else() -> None:
         RecordDict(),
         RecordDict({"header": ConfigRecord({"code": "ok"})}),
         RecordDict({"data": ArrayRecord(), "header": ConfigRecord()}),
+        RecordDict({"data": ConfigRecord({"bytes": 1}), "header": ConfigRecord()}),
         TrainReply("ok", b"x").to_record(),
     ],
 )

@@ -199,3 +199,11 @@ def test_without_privacy_it_is_plain_training() -> None:
     expected = _gradient(plain.plain)
     assert relative_error(_gradient(private.model), expected) < 1e-5
     assert relative_error(_gradient(plain.model), expected) < 1e-5
+
+
+def test_batch_normalisation_is_refused() -> None:
+    head = nn.Linear(4, 2)
+    model = nn.Sequential(nn.BatchNorm1d(4, affine=False), head)
+    operation = Operation(head, "linear", dict(head.named_parameters()))
+    with pytest.raises(ValueError, match="batch normalisation"):
+        DpSgd(1.0, 1.0, 1).bind(model, [operation])

@@ -17,6 +17,7 @@ from fedpeft.privacy import (
     SecureRandomness,
     SeededRandomness,
     adopt,
+    data_sources,
     epsilon,
     open_release,
     verify,
@@ -410,3 +411,37 @@ def test_dropout_masks_of_a_private_step_are_not_the_servers_to_know(
         ) as release:
             seeds.add(release.mask_seed())
     assert len(seeds) == 3
+
+
+def test_adopting_remembers_that_noise_was_seeded(state: Path) -> None:
+    _deleted_with_head(state)
+    adopt(state, SOURCE)
+    mechanisms = {entry.mechanism for entry in verify(state, SOURCE).entries}
+    assert mechanisms == {"gaussian-seeded"}
+
+
+def test_adopting_counts_what_only_the_outbox_knows(state: Path) -> None:
+    for server_round in (3, 4):
+        _release(state, server_round)
+    with _open(state) as release:
+        release.discard("run", 3)
+    lines = _lines(state)
+    damaged = lines[2].replace(b'"steps": 2', b'"steps": 1')
+    _rewrite(state, [*lines[:2], damaged])  # the fourth is in the outbox alone
+    assert adopt(state, SOURCE).charged >= 2
+
+
+def test_a_stored_answer_that_was_swapped_is_not_sent(state: Path) -> None:
+    folder = state / "outbox" / SOURCE
+    first, second = sorted(folder.iterdir())
+    shutil.copy(first, second)
+    with (
+        _open(state) as release,
+        pytest.raises(LedgerError, match="not the one that was charged"),
+    ):
+        release.repeat(Question("run", 2, "request-2"))
+
+
+def test_data_sources_are_found_by_any_trace(state: Path) -> None:
+    _deleted_with_head(state)
+    assert data_sources(state) == [SOURCE]
