@@ -1,16 +1,19 @@
 """The plan: a pure function of public constants, just under its target."""
 
 import dataclasses
+import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import optimize, stats
 
 from fedpeft.config import RunConfig, TrainingSection
 from fedpeft.errors import ConfigError
 from fedpeft.privacy.accountant import Composition, epsilon
 from fedpeft.privacy.calibration import calibrate
 from fedpeft.privacy.plan import Plan, make_plan, nominal_steps, rotation_cap
+from simulations.scenarios import find_scenario
 
 SCENARIO = """
 [run]
@@ -170,3 +173,19 @@ def test_no_client_exceeds_the_cap_and_one_reaches_it(rounds, num_clients, share
         for seat in range(cohort_size):
             times[((server_round - 1) * cohort_size + seat) % num_clients] += 1
     assert max(times) == rotation_cap(rounds, cohort_size, num_clients)
+
+
+def test_the_shipped_epsilon_equals_the_closed_form_from_above() -> None:
+    # Full batches: the composition is one Gaussian mechanism (Balle & Wang 2018, (6)).
+    plan = make_plan(RunConfig.from_file(find_scenario("text_reviews")))
+    assert plan.sampling_rate == 1
+    steps = plan.max_participations * plan.local_steps
+    shift = math.sqrt(steps) / plan.noise_multiplier
+
+    def delta(epsilon: float) -> float:
+        upper = stats.norm.cdf(shift / 2 - epsilon / shift)
+        return upper - math.exp(epsilon) * stats.norm.cdf(-shift / 2 - epsilon / shift)
+
+    exact = optimize.brentq(lambda e: delta(e) - plan.target_delta, 0.1, 50)
+    assert exact <= plan.planned_epsilon <= exact * 1.001
+    assert 7.9 < plan.planned_epsilon <= 8.0
