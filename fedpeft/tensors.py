@@ -55,6 +55,15 @@ def zeros_like(tensors: Mapping[str, torch.Tensor]) -> Tensors:
     return {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
 
 
+def norm(tensors: Mapping[str, torch.Tensor]) -> float:
+    """Returns the joint L2 norm.
+
+    >>> norm({"a": torch.tensor([3.0]), "b": torch.tensor([[4.0]])})
+    5.0
+    """
+    return float(torch.linalg.vector_norm(flatten(tensors).double()))
+
+
 def with_prefix(prefix: str, tensors: Mapping[str, torch.Tensor]) -> Tensors:
     """Returns the tensors under ``prefix.name``."""
     return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
