@@ -296,7 +296,10 @@ def _pull_missing(names: list[str], console: Console) -> None:
         if name in catalogue and assets.is_present(catalogue[name]):
             continue
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-        with Progress(*columns, console=console, transient=True) as bar:
+        disable = not console.is_terminal  # a file gets lines, not a bar
+        with Progress(
+            *columns, console=console, transient=True, disable=disable
+        ) as bar:
             task = bar.add_task(f"fetching {name}", total=None)
 
             def show(

@@ -334,6 +334,10 @@ def test_the_server_app_runs_as_flower_would_call_it(
     assert torch.equal(_model(tmp_path / "run"), _model(finished))
     privacy = json.loads((tmp_path / "run" / "result.json").read_text())["privacy"]
     whole = json.loads((finished / "result.json").read_text())["privacy"]
+    assert (privacy.pop("spent_over"), whole.pop("spent_over")) == (
+        "this run",
+        "all runs in the ledgers",
+    )
     assert privacy == whole  # the plan's price is what the ledgers say
 
 
