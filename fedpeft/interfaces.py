@@ -28,7 +28,10 @@ from torch import nn
 from fedpeft.errors import InvalidPayload
 from fedpeft.tensors import Tensors
 
-OperationKind = Literal["linear", "scale_shift", "bias"]
+OperationKind = Literal[
+    "linear", "scale_shift", "bias", "norm", "tokens", "embedding", "other"
+]
+"""Which per-sample rule applies; ``other`` is for the engine ``opacus`` alone."""
 
 NoiseFn: TypeAlias = Callable[[torch.Tensor, float], torch.Tensor]
 """``noise(total, standard_deviation)`` -> the noised total, same shape."""
@@ -81,11 +84,17 @@ class PrivacyEngine(ABC):
         """Forgets what an interrupted step left; local training starts with it."""
 
     @abstractmethod
-    def accumulate(self, losses: torch.Tensor) -> None:
+    def accumulate(
+        self, losses: torch.Tensor, owners: torch.Tensor | None = None
+    ) -> None:
         """Adds the clipped gradients of one physical batch to the step's sum.
 
         Args:
             losses: one loss an example, shape ``(batch,)``, attached to its graph.
+            owners: whose example each is, shape ``(batch,)``, int64, counted from 0
+                within the batch: one owner's gradients are summed before they are
+                clipped, and all of an owner's examples must be in this batch. None: one
+                owner each.
         """
 
     @abstractmethod

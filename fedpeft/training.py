@@ -7,10 +7,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from fedpeft.config import TrainingSection
 from fedpeft.data import Encoded, collate, physical_batches
 from fedpeft.interfaces import NoiseFn, PrivacyEngine
 from fedpeft.model import TaskModel, load_trainable_state, trainable_state
+from fedpeft.sections import TrainingSection
 from fedpeft.tensors import Tensors, subtract
 
 

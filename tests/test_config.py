@@ -2,8 +2,9 @@ import dataclasses
 
 import pytest
 
-from fedpeft.config import Component, RunConfig, build
+from fedpeft.config import RunConfig, build
 from fedpeft.errors import ConfigError
+from fedpeft.sections import Component
 from simulations.scenarios import find_scenario, shipped
 
 TOML = """

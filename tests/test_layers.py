@@ -12,6 +12,7 @@ CORE = {
     "tensors",
     "seeds",
     "config",
+    "sections",
     "interfaces",
     "durable",
     "assets",

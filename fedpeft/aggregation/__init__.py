@@ -13,8 +13,9 @@ from fedpeft.aggregation.server_optimizers import (
     ServerOptimizer,
     ServerSGD,
 )
-from fedpeft.config import AggregationSection, build
+from fedpeft.config import build
 from fedpeft.interfaces import Aggregator
+from fedpeft.sections import AggregationSection
 
 AGGREGATORS: dict[str, type[Aggregator]] = {
     "mean": Mean,

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fedpeft import seeds
-from fedpeft.config import DataSection, PartitionSection, build
+from fedpeft.config import build
 from fedpeft.data import files, rotten_tomatoes
 from fedpeft.data.batches import Batch, Encoded, collate, encode, physical_batches
 from fedpeft.data.by_group import ByGroup
@@ -15,6 +15,7 @@ from fedpeft.data.partitioner import Partitioner
 from fedpeft.data.shards import Shards
 from fedpeft.data.splits import Splits, split
 from fedpeft.errors import ConfigError
+from fedpeft.sections import DataSection, PartitionSection
 from fedpeft.wording import nearest
 
 __all__ = [

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 
 from fedpeft import seeds
-from fedpeft.config import DataSection
 from fedpeft.data.examples import TextExamples
 from fedpeft.errors import DataError
+from fedpeft.sections import DataSection
 
 
 @dataclass(frozen=True)

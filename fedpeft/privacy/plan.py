@@ -10,7 +10,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 
-from fedpeft.config import RunConfig, TrainingSection
+from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError
 from fedpeft.privacy.accountant import Composition, epsilon
 from fedpeft.privacy.calibration import (
@@ -18,6 +18,7 @@ from fedpeft.privacy.calibration import (
     TargetOutOfReach,
     calibrate,
 )
+from fedpeft.sections import TrainingSection
 
 RELATION = "add-or-remove-one"
 
@@ -131,7 +132,7 @@ def nominal_steps(training: TrainingSection, nominal_examples: int) -> int:
 
     At least one; the nearest whole number otherwise, a half to the even one.
 
-    >>> from fedpeft.config import TrainingSection
+    >>> from fedpeft.sections import TrainingSection
     >>> nominal_steps(TrainingSection(learning_rate=0.1, batch_size=32), 512)
     16
     """

@@ -19,9 +19,9 @@ from fedpeft.aggregation import (
     ServerSGD,
     build_aggregator,
 )
-from fedpeft.config import AggregationSection, Component
 from fedpeft.errors import ConfigError
 from fedpeft.interfaces import Aggregator, Update
+from fedpeft.sections import AggregationSection, Component
 from fedpeft.seeds import generator
 from fedpeft.tensors import Tensors, norm, subtract, zeros_like
 

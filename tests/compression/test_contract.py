@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpeft.compression import COMPRESSORS, ErrorFeedback
-from fedpeft.config import Component, build
+from fedpeft.config import build
 from fedpeft.errors import ConfigError, InvalidPayload
 from fedpeft.interfaces import Compressor, Payload
+from fedpeft.sections import Component
 from fedpeft.seeds import generator
 from fedpeft.tensors import Tensors, add, norm, scale, subtract, zeros_like
 

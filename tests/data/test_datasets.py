@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedpeft.config import DataSection, PartitionSection
 from fedpeft.data import TextExamples, load, partition, split
 from fedpeft.errors import AssetError, ConfigError
+from fedpeft.sections import DataSection, PartitionSection
 
 
 def section(**keys: object) -> DataSection:

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fedpeft.config import DataSection
 from fedpeft.data import TextExamples, load
 from fedpeft.errors import ConfigError, DataError
+from fedpeft.sections import DataSection
 
 ROWS: list[dict[str, object]] = [
     {"review": "good, really", "stars": 2, "site": "north"},

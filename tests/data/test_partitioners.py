@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpeft import seeds
-from fedpeft.config import PartitionSection
 from fedpeft.data import PARTITIONERS, Partitioner, TextExamples, partition
 from fedpeft.data.by_group import ByGroup
 from fedpeft.data.dirichlet import Dirichlet
 from fedpeft.data.iid import Iid
 from fedpeft.data.shards import Shards
 from fedpeft.errors import ConfigError
+from fedpeft.sections import PartitionSection
 
 
 def make(labels: list[int], groups: list[str] | None = None) -> TextExamples:

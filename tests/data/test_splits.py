@@ -3,9 +3,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedpeft.config import DataSection
 from fedpeft.data import Splits, TextExamples, split
 from fedpeft.errors import DataError
+from fedpeft.sections import DataSection
 
 
 def make(groups: list[str] | None, num_examples: int) -> TextExamples:

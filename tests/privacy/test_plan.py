@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from fedpeft.config import RunConfig, TrainingSection
+from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError
 from fedpeft.privacy.accountant import Composition, epsilon
 from fedpeft.privacy.calibration import calibrate
 from fedpeft.privacy.plan import Plan, make_plan, nominal_steps, rotation_cap
+from fedpeft.sections import TrainingSection
 from simulations.scenarios import find_scenario
 
 SCENARIO = """
