@@ -20,7 +20,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import torch
 from torch import nn
@@ -56,13 +56,20 @@ class Operation:
 
 
 class PeftMethod(ABC):
-    """Adds trainable parameters to a frozen backbone."""
+    """Adds trainable parameters to a frozen backbone.
+
+    Attributes:
+        is_identity_at_start: False where a method cannot leave the backbone's output
+            unchanged: attention to an added token takes from the others.
+    """
+
+    is_identity_at_start: ClassVar[bool] = True
 
     @abstractmethod
     def attach(self, backbone: nn.Module) -> list[Operation]:
         """Freezes the backbone, adds the trainable parts in place and names them.
 
-        **Guarantees**: the backbone's output is unchanged (identity at initialisation);
+        **Guarantees**: the backbone's output is unchanged if `is_identity_at_start`;
         exactly the parameters of the returned operations require a gradient; random
         initial values come from torch's global generator, which the caller seeds.
         """

@@ -1,6 +1,5 @@
 """The step of DP-SGD, and its non-private counterpart."""
 
-import math
 from collections import Counter
 
 import torch
@@ -8,8 +7,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedpeft.interfaces import NoiseFn, Operation, PrivacyEngine
-from fedpeft.privacy.operations import RULES
-from fedpeft.privacy.per_sample import Rows
+from fedpeft.privacy.per_sample import GradientSource, clipped_sum
+from fedpeft.privacy.taps import Taps
 
 SLACK = {"fp32": 1e-5, "bf16": 1e-2}
 """Share of the clipping norm kept free, by the precision of the forward pass.
@@ -22,10 +21,11 @@ not a proof, in either precision.
 
 
 class DpSgd(PrivacyEngine):
-    """Clips each example's gradient, sums, adds noise once a step.
+    """Clips each example's gradient, or each owner's sum, and adds noise once a step.
 
-    **Guarantees**: adding or removing one example changes the sum of a step by at most
-    `clipping_norm` in L2 norm over all trainable parameters together, in real numbers;
+    **Guarantees**: adding or removing one example (with all of an owner's examples in
+    one batch: one owner) changes the sum of a step by at most `clipping_norm` in L2
+    norm over all trainable parameters together, in real numbers;
     `slack` makes room for what rounding adds, see :data:`SLACK`. The noise has
     standard deviation ``noise_multiplier * clipping_norm`` on that sum. An example
     whose gradient is not finite contributes exactly zero, and changes no other
@@ -35,11 +35,12 @@ class DpSgd(PrivacyEngine):
     Source: Abadi et al. (2016), Algorithm 1.
 
     Args:
-        clipping_norm: L2 bound of one example's gradient; infinity clips nothing.
+        clipping_norm: L2 bound of one unit's contribution; infinity clips nothing.
         noise_multiplier: unitless; 0 adds nothing.
         nominal_batch: the divisor, a public constant; not the batch's own size.
         slack: share of the clipping norm that is kept free for rounding, see
             :data:`SLACK`.
+        source: of the per-sample gradients; None takes our taps.
     """
 
     def __init__(
@@ -49,16 +50,17 @@ class DpSgd(PrivacyEngine):
         nominal_batch: int,
         *,
         slack: float = 1e-5,
+        source: GradientSource | None = None,
     ) -> None:
         self._bound = clipping_norm * (1 - slack)
         self._deviation = noise_multiplier * clipping_norm if noise_multiplier else 0.0
         self._nominal_batch = nominal_batch
+        self._source = source or Taps()
         self._parameters: list[nn.Parameter] = []
-        self._rows = Rows([])
-        self._sum = torch.zeros(0)
+        self._sum: torch.Tensor | None = None
 
     def bind(self, model: nn.Module, operations: list[Operation]) -> None:
-        """Puts a tap on the output of every operation's module, in place."""
+        """Lets the source of per-sample gradients prepare the model, in place."""
         if any(isinstance(module, _BatchNorm) for module in model.modules()):
             raise ValueError(
                 "Expected a model without batch normalisation: it mixes examples."
@@ -74,16 +76,13 @@ class DpSgd(PrivacyEngine):
                 )
         if len(covered) != len(names):
             raise ValueError("Expected operations to name trainable parameters only.")
+        self._source.bind(model, operations)
         self._parameters = list(names)
-        self._rows = Rows(self._parameters)
-        self._sum = torch.zeros(self._rows.total, device=self._parameters[0].device)
-        for operation in operations:
-            rule = RULES[operation.kind]
-            operation.module.forward = rule(operation, self._rows)
+        self.reset()
 
     def reset(self) -> None:
         """Empties the step's sum."""
-        self._sum.zero_()
+        self._sum = None
 
     def per_sample_gradients(self, losses: torch.Tensor) -> torch.Tensor:
         """Runs backward and returns one row an example, shape ``(batch, total)``.
@@ -91,45 +90,44 @@ class DpSgd(PrivacyEngine):
         The columns are the trainable parameters in the model's order. The rows are
         valid until the next call.
         """
-        self._rows.start(losses.shape[0], self._sum.device)
-        losses.sum().backward()  # type: ignore[no-untyped-call]
-        return self._rows.finish()
+        return self._source.backward(losses).dense()
 
-    def accumulate(self, losses: torch.Tensor) -> None:
+    def accumulate(
+        self, losses: torch.Tensor, owners: torch.Tensor | None = None
+    ) -> None:
         """Adds the batch's clipped rows to the step's sum."""
-        rows = self.per_sample_gradients(losses)
-        self._sum += clipped_sum(rows, self._bound)
+        rows = self._source.backward(losses)
+        if owners is None:
+            total = rows.clipped_sum(self._bound)
+        else:
+            total = clipped_sum(summed_by(owners, rows.dense()), self._bound)
+        self._sum = total if self._sum is None else self._sum.add_(total)
 
     def step(self, noise: NoiseFn) -> None:
         """Sets every trainable parameter's ``.grad`` to noised sum / nominal batch."""
-        gradient = noise(self._sum, self._deviation) / self._nominal_batch
         sizes = [parameter.numel() for parameter in self._parameters]
+        total = self._sum
+        if total is None:  # an empty batch
+            total = torch.zeros(sum(sizes), device=self._parameters[0].device)
+        gradient = noise(total, self._deviation) / self._nominal_batch
         parts = zip(self._parameters, torch.split(gradient, sizes), strict=True)
         for parameter, part in parts:
             parameter.grad = part.view(parameter.shape)
         self.reset()
 
 
-def clipped_sum(rows: torch.Tensor, bound: float) -> torch.Tensor:
-    """Returns the sum of rows, each scaled down to L2 norm `bound` if it is longer.
+def summed_by(owners: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Returns one row an owner: the sum of the owner's rows.
 
-    **Guarantees**: each row's part is at most `bound` long, up to the rounding of a
-    single-precision norm, which is below 1e-5 of it. A row with a non-finite value or
-    norm is zeroed (in place).
+    Shapes: owners ``(batch,)`` from 0, rows ``(batch, total)`` -> ``(owners, total)``.
 
-    Shapes: rows ``(batch, total)`` -> ``(total,)``.
-
-    >>> clipped_sum(torch.tensor([[3.0, 4.0], [0.3, 0.4]]), 1.0)
-    tensor([0.9000, 1.2000])
+    >>> summed_by(torch.tensor([0, 1, 0]), torch.tensor([[1.0], [2.0], [4.0]]))
+    tensor([[5.],
+            [2.]])
     """
-    norms = torch.linalg.vector_norm(rows, dim=1)
-    finite = norms.isfinite()
-    if not finite.all():
-        rows[~finite] = 0.0
-        norms = norms.where(finite, 0.0)
-    if math.isinf(bound):
-        return rows.sum(0)
-    return torch.mv(rows.t(), (bound / norms).clamp(max=1.0))
+    num_owners = int(owners.max()) + 1
+    sums = torch.zeros(num_owners, rows.shape[1], device=rows.device)
+    return sums.index_add_(0, owners.to(rows.device), rows)
 
 
 class NonPrivate(PrivacyEngine):
@@ -149,8 +147,10 @@ class NonPrivate(PrivacyEngine):
         for parameter in self._parameters:
             parameter.grad = None
 
-    def accumulate(self, losses: torch.Tensor) -> None:
-        """Runs backward; autograd sums into ``.grad``."""
+    def accumulate(
+        self, losses: torch.Tensor, owners: torch.Tensor | None = None
+    ) -> None:
+        """Runs backward; autograd sums into ``.grad``, whosever the examples are."""
         self._num_examples += losses.shape[0]
         losses.sum().backward()  # type: ignore[no-untyped-call]
 

@@ -11,7 +11,7 @@ from fedpeft.interfaces import Operation
 from fedpeft.oracle import loop_gradients, relative_error
 from fedpeft.peft import SSF, Bias, Lora, ScaleShift
 from fedpeft.privacy import DpSgd, NonPrivate
-from fedpeft.privacy.engine import clipped_sum
+from fedpeft.privacy.per_sample import clipped_sum
 from tests.helpers import Toy, toy, toy_losses
 
 

@@ -12,6 +12,9 @@ from fedpeft.privacy.per_sample import Rows, tap
 def forward(operation: Operation, rows: Rows) -> Forward:
     """Per sample: ``dW = sum_t g_t x_t^T`` and ``db = sum_t g_t``.
 
+    Low-rank products (LoRA) and bottleneck adapters are two of these in a row. One
+    vector an example gives a product of rank one, of which the factors are kept.
+
     Shapes: x ``(batch, in)`` or ``(batch, ..., in)``.
     """
     module = operation.module
@@ -23,7 +26,7 @@ def forward(operation: Operation, rows: Rows) -> Forward:
     def write(gradient: torch.Tensor, x: torch.Tensor) -> None:
         x = x.to(gradient.dtype)
         if x.dim() == 2:
-            rows.write(weight, gradient.unsqueeze(2) * x.unsqueeze(1))
+            rows.write_outer(weight, gradient, x)
         else:
             gradient, x = gradient.flatten(1, -2), x.flatten(1, -2)
             rows.write(weight, torch.bmm(gradient.transpose(1, 2), x))
