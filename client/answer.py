@@ -1,6 +1,8 @@
 """One request, one answer: check, train, compress, commit."""
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 from client.messages import Code, TrainReply, TrainRequest
@@ -17,6 +19,7 @@ from fedpeft.privacy import (
     SecureRandomness,
     SeededRandomness,
     data_sources,
+    noise_ahead,
     open_release,
 )
 from fedpeft.seeds import derive_seed, generator
@@ -43,14 +46,17 @@ def answer(site: Site, client: int, state: Path, request: TrainRequest) -> Train
         reason = f"the state directory counts other records, as {foreign[0]}"
         return _refuse(client, request, "ledger-refused", reason)
     try:
-        with open_release(
-            state,
-            site.data_source(client),
-            plan=site.plan,
-            randomness=_randomness(site, client, request.server_round),
-            backbone=site.model.fingerprint,
-            budget_epsilon=site.config.privacy.budget_epsilon,
-        ) as release:
+        with (
+            _randomness(site, client, request.server_round) as randomness,
+            open_release(
+                state,
+                site.data_source(client),
+                plan=site.plan,
+                randomness=randomness,
+                backbone=site.model.fingerprint,
+                budget_epsilon=site.config.privacy.budget_epsilon,
+            ) as release,
+        ):
             return _answer(site, client, release, request)
     except RequestConflict as error:
         return _refuse(client, request, "request-conflict", str(error))
@@ -69,7 +75,7 @@ def _answer(
     release.confirm(request.ledger_length, request.ledger_head)
     final = release.repeat(question)
     if final is None:
-        release.authorise(request.run)
+        release.authorise(question)
         try:
             update = _train(site, client, release, request)
             payload, residual = _compress(site, client, release, request, update)
@@ -93,9 +99,9 @@ def _train(site: Site, client: int, release: Release, request: TrainRequest) -> 
     payload = Payload.from_bytes(request.state)
     seed = derive_seed(site.config.run.seed, "client", client, request.server_round)
     mask_seed = derive_seed(seed, "dropout")
-    if site.plan:
-        mask_seed = release.mask_seed()
-        batches = release.batches(len(examples))
+    if site.plan and site.plan.is_dp_sgd:
+        mask_seed = release.draws.mask_seed()
+        batches = release.draws.batches(site.units(client))
     else:
         rng = generator(seed, "batches")
         epochs, size = section.local_epochs, section.batch_size
@@ -106,7 +112,7 @@ def _train(site: Site, client: int, release: Release, request: TrainRequest) -> 
         examples,
         batches,
         engine=site.engine,
-        noise=release.noise,
+        noise=release.draws.noise,
         section=section,
         rate_factor=decayed(section, request.server_round, site.config.run.rounds),
         mask_seed=mask_seed,
@@ -129,12 +135,19 @@ def _compress(
     return site.error_feedback.compress(update, residual, rng)
 
 
-def _randomness(site: Site, client: int, server_round: int) -> Randomness:
-    if site.config.privacy.noise == "secure":
-        return SecureRandomness()
-    # With the configuration's hash, different configurations never share noise.
-    purpose = ("noise", site.config.hash, client, server_round)
-    return SeededRandomness(derive_seed(site.config.run.seed, *purpose))
+@contextlib.contextmanager
+def _randomness(site: Site, client: int, server_round: int) -> Iterator[Randomness]:
+    """Gives the source of this answer's batches and noise."""
+    if site.config.privacy.noise == "seeded":
+        # With the configuration's hash, different configurations never share noise.
+        purpose = ("noise", site.config.hash, client, server_round)
+        yield SeededRandomness(derive_seed(site.config.run.seed, *purpose))
+    elif site.plan and site.plan.is_dp_sgd and site.model.device.type == "cuda":
+        size = sum(t.numel() for t in trainable_state(site.model).values())
+        with noise_ahead(SecureRandomness(), size, site.plan.local_steps) as ahead:
+            yield ahead
+    else:
+        yield SecureRandomness()
 
 
 def _mismatch(site: Site, request: TrainRequest) -> Code | None:

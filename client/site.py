@@ -14,7 +14,14 @@ from fedpeft.config import RunConfig, build
 from fedpeft.data import Encoded, TextExamples, encode, load, partition, split
 from fedpeft.interfaces import Compressor, PrivacyEngine
 from fedpeft.model import TaskModel, build_model
-from fedpeft.privacy import SLACK, DpSgd, NonPrivate, Plan, make_plan
+from fedpeft.privacy import (
+    SLACK,
+    DpSgd,
+    GradientSource,
+    NonPrivate,
+    Plan,
+    make_plan,
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,10 @@ class Site:
         wanted = self.config.compression.error_feedback
         return ErrorFeedback(self.compressor) if wanted else None
 
+    def units(self, client: int) -> list[list[int]]:
+        """Returns the units of privacy among a client's examples."""
+        return self.clients[client].units(self.config.privacy.unit == "person")
+
     def data_source(self, client: int) -> str:
         """Names a client's data over all runs: they continue the same ledger.
 
@@ -55,7 +66,7 @@ class Site:
 
 
 def partition_digest(examples: TextExamples, parts: list[list[int]]) -> str:
-    """Returns a short hash of which records each client holds, whatever led to it.
+    """Returns a short hash of whose records each client holds, whatever led to it.
 
     Runs that differ in method, seed or length share ledgers. Runs in which any record
     lies elsewhere, was changed or is new do not: a ledger that went on under another
@@ -64,7 +75,11 @@ def partition_digest(examples: TextExamples, parts: list[list[int]]) -> str:
     digest = hashlib.sha256()
     for indices in parts:
         held = sorted(
-            (examples.texts[i], examples.label_names[int(examples.labels[i])])
+            (
+                examples.texts[i],
+                examples.label_names[int(examples.labels[i])],
+                examples.persons[i] if examples.persons else "",
+            )
             for i in indices
         )
         digest.update(json.dumps(held).encode())
@@ -84,14 +99,7 @@ def open_site(toml: str) -> Site:
     model = build_model(config, len(splits.train.label_names))
     encoded = encode(splits.train, model.tokenizer, config.data.max_length)
     parts = partition(splits.train, config.partition)
-    engine: PrivacyEngine = NonPrivate()
-    if plan is not None:
-        engine = DpSgd(
-            plan.clipping_norm,
-            plan.noise_multiplier,
-            plan.nominal_batch,
-            slack=SLACK[config.training.precision],
-        )
+    engine = _engine(config, plan)
     engine.bind(model.module, model.operations)
     return Site(
         config,
@@ -102,3 +110,22 @@ def open_site(toml: str) -> Site:
         [encoded.subset(indices) for indices in parts],
         partition_digest(splits.train, parts),
     )
+
+
+def _engine(config: RunConfig, plan: Plan | None) -> PrivacyEngine:
+    """Returns DP-SGD where the client itself owes privacy."""
+    if plan is None or not plan.is_dp_sgd:
+        return NonPrivate()
+    return DpSgd(
+        plan.clipping_norm,
+        plan.noise_multiplier,
+        plan.nominal_batch,
+        slack=SLACK[config.training.precision],
+        source=_opacus() if config.privacy.engine == "opacus" else None,
+    )
+
+
+def _opacus() -> GradientSource:
+    from fedpeft.privacy.opacus_hooks import OpacusHooks  # slow to import
+
+    return OpacusHooks()

@@ -114,42 +114,35 @@ def simulate(
 def budget(
     scenario: Scenario,
     overrides: Overrides = None,
+    inverse: Annotated[
+        bool, typer.Option("--inverse", help="Say how many rounds the target allows.")
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw it too: a .png, .svg or .pdf file.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say which noise, for how many rounds, at which epsilon, before anything runs."""
-    import dataclasses
+    from fedpeft import forecast, planner
+    from fedpeft.privacy import make_plan
 
-    from fedpeft.privacy import epsilon, make_plan
-
+    if plot is not None:
+        forecast.check_suffix(plot)
     config = _read_scenario(scenario, overrides, None)
     plan = make_plan(config)
     if plan is None:
         raise RunError("The scenario has [privacy] unit = 'none': there is no budget.")
-    epsilons = {
-        taken: epsilon([plan.composition(taken)], plan.target_delta)
-        for taken in range(1, plan.max_participations + 1)
-    }
+    expected = planner.forecast(config, plan, inverse=inverse)
+    if plot is not None:
+        forecast.draw(expected, plot)
     if as_json:
-        content = {**dataclasses.asdict(plan), "epsilon_by_participations": epsilons}
-        print(json.dumps(content, indent=2))
+        print(json.dumps(expected.to_json(), indent=2))
         return
-    table = Table(title="Privacy plan, the same for every client", title_justify="left")
-    table.add_column("what")
-    table.add_column("value", justify="right")
-    table.add_row("unit", f"{plan.unit} ({plan.relation})")
-    table.add_row("rounds in all", str(config.run.rounds))
-    table.add_row(
-        "rounds a client takes part in, at most", str(plan.max_participations)
-    )
-    table.add_row("steps a round", str(plan.local_steps))
-    table.add_row("sampling rate", f"{plan.sampling_rate:.4g}")
-    table.add_row("clipping norm", f"{plan.clipping_norm:g}")
-    table.add_row("noise multiplier", f"{plan.noise_multiplier:.4g}")
-    for taken, spent in epsilons.items():
-        table.add_row(f"epsilon after {taken} rounds of a client", f"{spent:.4f}")
-    table.add_row("target epsilon", f"{plan.target_epsilon:g}")
-    table.add_row("delta", f"{plan.target_delta:g}")
-    Console().print(table)
+    console = Console()
+    for part in forecast.tables(expected):
+        console.print(part)
+    if plot is not None:
+        print(f"Picture: {plot}")
 
 
 @app.command()
@@ -207,17 +200,19 @@ def ledger_show(
     from fedpeft.privacy import SEEDED, verify
 
     table = Table()
-    columns = ("data source", "releases", "runs", "unit", "mechanism")
+    columns = ("data source", "releases", "runs", "unit, relation", "mechanism")
     for column in (*columns, f"epsilon at {delta:g}"):
         table.add_column(column)
     for source in _sources(state):
         ledger = verify(state, source)
         entries = ledger.entries
-        units = ", ".join(sorted({entry.unit for entry in entries}))
+        units = "; ".join(sorted({f"{e.unit}, {e.relation}" for e in entries}))
         runs = len({entry.run for entry in entries})
         spent = f"{ledger.spent(delta):.4f}"
         if any(entry.mechanism == SEEDED for entry in entries):
             spent = f"[red]{spent}, noise removable[/red]"
+        if len({(e.noise_multiplier, e.sampling_rate) for e in entries}) > 1:
+            spent += ", if what changed between runs was fixed beforehand"
         mechanisms = ", ".join(sorted({entry.mechanism for entry in entries}))
         row = (source, str(len(entries)), str(runs), units, mechanisms, spent)
         table.add_row(*row)

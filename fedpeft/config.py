@@ -108,12 +108,11 @@ class RunConfig(Section):
     def _client_level_fits(self) -> "RunConfig":
         privacy, sampling = self.privacy, self.cohort.sampling
         if privacy.unit == "client":
-            if privacy.mechanism == "banded" and (
-                sampling != "rotation" or privacy.adaptive_clipping is not None
-            ):
+            if privacy.mechanism == "banded" and sampling != "rotation":
                 raise ValueError(
-                    "expected [cohort] sampling = 'rotation' and a fixed clipping norm "
-                    "beside [privacy] mechanism = 'banded'"
+                    "expected [cohort] sampling = 'rotation' beside [privacy] "
+                    "mechanism = 'banded', which must know when a client comes again, "
+                    f"got {sampling!r}"
                 )
             if self.aggregation.name != "mean":
                 raise ValueError(

@@ -22,10 +22,11 @@ def evaluate(
     """
     model.module.eval()
     right = 0
-    everything = list(range(len(examples)))
+    everything = examples.units(by_person=False)
     with torch.inference_mode(), autocast(model.device, precision):
         for part in physical_batches(examples, everything, batch_size):
-            batch = collate(examples, part, model.tokenizer.pad_token_id)
+            indices = [index for unit in part for index in unit]
+            batch = collate(examples, indices, model.tokenizer.pad_token_id)
             batch = batch.to(model.device)
             logits = model.module(batch.input_ids, batch.attention_mask)
             right += int((logits.argmax(1) == batch.labels).sum())

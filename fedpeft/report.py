@@ -52,11 +52,14 @@ class RoundReporter:
             self._console.print(log.getMessage(), highlight=False, soft_wrap=True)
             return
         metric = record["metric"]
+        clients, sent = "hidden clients", ""
+        if record["replies"] is not None:
+            clients = f"{record['replies']}/{record['cohort_size']} clients"
+            sent = f"{record['bytes_up']:>9,} bytes up  "
         line = (
-            f"round {record['round']:>3}  "
-            f"{record['replies']}/{record['cohort_size']} clients  "
+            f"round {record['round']:>3}  {clients}  "
             f"accuracy {'     -' if metric is None else f'{metric:.4f}'}  "
-            f"{record['bytes_up']:>9,} bytes up  {record['seconds']:.1f} s"
+            f"{sent}{record['seconds']:.1f} s"
         )
         self._console.print(line, highlight=False, soft_wrap=True)
         self._bar.update(self._task, completed=record["round"])
@@ -91,7 +94,8 @@ def result_table(result: dict[str, Any]) -> Table:
             warning = "seeded: whoever knows the seed can remove it"
             table.add_row("[red]noise[/red]", f"[red]{warning}[/red]")
     table.add_row("trainable parameters", f"{result['trainable_parameters']:,}")
-    table.add_row("bytes up", f"{sent['bytes_up']:,}")
-    table.add_row("times less than dense fp32", f"{sent['ratio']:.1f}")
+    if sent["bytes_up"] is not None:  # at client level it would count the clients
+        table.add_row("bytes up", f"{sent['bytes_up']:,}")
+        table.add_row("times less than dense fp32", f"{sent['ratio']:.1f}")
     table.add_row("seconds", f"{result['seconds']:.0f}")
     return table

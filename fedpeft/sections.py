@@ -161,7 +161,8 @@ class AdaptiveClipping(Section):
         quantile: share of the updates that should be shorter than the norm.
         learning_rate: of the norm's logarithm.
         count_noise: standard deviation of the noise on the count of updates within the
-            norm; None takes a twentieth of the cohort. It is paid for.
+            norm, in clients. None takes a twentieth of the cohort, and no less than the
+            noise multiplier. It is paid for.
     """
 
     quantile: float = Field(default=0.5, gt=0, lt=1)

@@ -18,7 +18,7 @@ def train_locally(
     model: TaskModel,
     state: Tensors,
     examples: Encoded,
-    batches: Iterable[list[int]],
+    batches: Iterable[list[list[int]]],
     *,
     engine: PrivacyEngine,
     noise: NoiseFn,
@@ -32,13 +32,14 @@ def train_locally(
         model: any trainable state; it is overwritten.
         state: the server's trainable state.
         examples: the client's own.
-        batches: one list of indices a local step; an empty list is a step too.
+        batches: one list of units a local step, each a list of indices of examples;
+            a unit is clipped as one. An empty batch is a step too.
         engine: bound to the model.
         noise: what the engine's step adds.
         section: optimiser, precision, physical batch size.
         rate_factor: on the section's learning rates, see :func:`decayed`.
         mask_seed: of the dropout masks; under privacy it must be secret, see
-            ``Release.mask_seed``.
+            ``Draws.mask_seed``.
     """
     load_trainable_state(model, state)
     engine.reset()
@@ -49,10 +50,19 @@ def train_locally(
         for batch in batches:
             optimizer.zero_grad()
             for part in physical_batches(examples, batch, section.max_physical_batch):
-                engine.accumulate(example_losses(model, examples, part, section))
+                indices = [index for unit in part for index in unit]
+                losses = example_losses(model, examples, indices, section)
+                engine.accumulate(losses, _owners(part))
             engine.step(noise)
             optimizer.step()
     return subtract(trainable_state(model), state)
+
+
+def _owners(units: list[list[int]]) -> torch.Tensor | None:
+    """Returns each example's unit by its place, None if each is its own."""
+    if all(len(unit) == 1 for unit in units):
+        return None
+    return torch.tensor([place for place, unit in enumerate(units) for _ in unit])
 
 
 def example_losses(
@@ -76,8 +86,10 @@ def autocast(
 
 def shuffled_batches(
     num_examples: int, batch_size: int, local_epochs: float, rng: torch.Generator
-) -> Iterator[list[int]]:
+) -> Iterator[list[list[int]]]:
     """Yields the mini-batches of plain training: pass after pass in random order.
+
+    Each example is a unit of its own.
 
     The last batch of a pass may be smaller; a fraction of a pass is rounded to the
     nearest number of batches, at least one.
@@ -88,7 +100,7 @@ def shuffled_batches(
     while steps > 0:
         order = torch.randperm(num_examples, generator=rng).tolist()
         for start in range(0, num_examples, batch_size)[:steps]:
-            yield order[start : start + batch_size]
+            yield [[index] for index in order[start : start + batch_size]]
         steps -= a_pass
 
 

@@ -17,7 +17,17 @@ from fedpeft.data import encode, load, split
 from fedpeft.durable import write_atomically
 from fedpeft.errors import RunError
 from fedpeft.model import build_model, trainable_state
-from fedpeft.privacy import make_plan
+from fedpeft.privacy import (
+    AdaptiveNorm,
+    Banded,
+    Plan,
+    PrivateMean,
+    Randomness,
+    SecureRandomness,
+    SeededRandomness,
+    make_plan,
+)
+from fedpeft.seeds import derive_seed
 from fedpeft.tensors import zeros_like
 from server.checkpoint import (
     Progress,
@@ -96,16 +106,47 @@ def open_server(config: RunConfig, output: Path) -> Server:
     splits = split(load(config.data), config.data)
     model = build_model(config, len(splits.test.label_names))
     judged_on = splits.test if config.run.evaluate_on == "test" else splits.validation
+    plan = make_plan(config)
     return Server(
         run=config.run.id,
         config=config,
-        plan=make_plan(config),
+        plan=plan,
         model=model,
-        aggregator=build_aggregator(config.aggregation),
+        aggregator=build_aggregator(config.aggregation, _private_rule(config, plan)),
         compressor=build(COMPRESSORS, config.compression, "compression"),
         held_out=encode(judged_on, model.tokenizer, config.data.max_length),
         output=output,
+        randomness=_randomness(config, "cohort"),
     )
+
+
+def _private_rule(config: RunConfig, plan: Plan | None) -> PrivateMean | None:
+    """Returns the mean that clips and noises, where the server owes privacy."""
+    if plan is None or plan.is_dp_sgd:
+        return None
+    norm, adaptive = None, config.privacy.adaptive_clipping
+    if adaptive is not None and plan.count_noise is not None:
+        norm = AdaptiveNorm(adaptive.quantile, adaptive.learning_rate, plan.count_noise)
+    return PrivateMean(
+        plan.clipping_norm,
+        plan.noise_multiplier,
+        plan.nominal_batch,
+        _randomness(config, "noise"),
+        adaptive=norm,
+        banded=Banded(config.run.rounds, plan.bands) if plan.bands else None,
+    )
+
+
+def _randomness(config: RunConfig, purpose: str) -> Callable[[int], Randomness]:
+    """Returns where the server's draws of a round come from."""
+
+    def of_round(server_round: int) -> Randomness:
+        if config.privacy.noise == "secure":
+            return SecureRandomness()
+        key = (purpose, config.hash, server_round)
+        return SeededRandomness(derive_seed(config.run.seed, "server", *key))
+
+    return of_round
 
 
 def _start(server: Server, *, resume: bool) -> Progress:
@@ -113,7 +154,9 @@ def _start(server: Server, *, resume: bool) -> Progress:
     folder = server.output / "checkpoint"
     # Without a checkpoint nothing was asked of any client yet: the start is safe.
     if resume and has_checkpoint(folder):
-        progress = load_checkpoint(folder, server.config.hash)
+        progress = load_checkpoint(
+            folder, server.config.hash, may_fall_back=not server.hides_clients
+        )
         restore_events(server.output, progress)
         return progress
     state = trainable_state(server.model)

@@ -81,8 +81,16 @@ def has_checkpoint(folder: Path) -> bool:
     return bool(_files(folder))
 
 
-def load_checkpoint(folder: Path, config_hash: str) -> Progress:
+def load_checkpoint(
+    folder: Path, config_hash: str, *, may_fall_back: bool = True
+) -> Progress:
     """Returns the last complete round; falls back, and says so, if it is damaged.
+
+    Args:
+        folder: where checkpoints are.
+        config_hash: of the configuration that goes on.
+        may_fall_back: False where the server adds the noise: a round that was released
+            would be released again, with other noise on the same answers.
 
     Raises:
         RunError: if there is none, none is whole, or the configuration is another.
@@ -92,6 +100,11 @@ def load_checkpoint(folder: Path, config_hash: str) -> Progress:
         try:
             facts, tensors = _read(path)
         except (OSError, SafetensorError, ValueError, KeyError) as error:
+            if not may_fall_back:
+                raise RunError(
+                    f"The newest checkpoint, {path.name}, is damaged, and the one "
+                    "before it would release a round a second time: start a new run."
+                ) from None
             logger.warning(
                 "checkpoint=%s damaged: %s; trying the one before", path.name, error
             )

@@ -1,16 +1,74 @@
-"""Which clients take part in a round."""
+"""Which clients take part in a round: in public, or in secret."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fedpeft.config import RunConfig
+from fedpeft.durable import write_atomically
+from fedpeft.privacy import Randomness, poisson_batch, sample
 
 
 def rotation(server_round: int, size: int, num_clients: int) -> list[int]:
     """Returns the cohort of a round, from 1, in a public rotation, sorted.
 
     **Guarantees**: over any number of rounds a client takes part at most
-    ``ceil(rounds * size / num_clients)`` times, which is the cap of the privacy plan.
-    The epsilon of an example gains nothing from who is in a cohort, so there is nothing
-    to hide and nothing to draw.
+    ``ceil(rounds * size / num_clients)`` times, and at least ``num_clients // size``
+    rounds lie between two of them, which is what the privacy plan counts on. The
+    epsilon of an example gains nothing from who is in a cohort, so there is nothing to
+    hide and nothing to draw.
 
     >>> rotation(1, 2, 5), rotation(2, 2, 5), rotation(3, 2, 5)
     ([0, 1], [2, 3], [0, 4])
     """
     first = (server_round - 1) * size
     return sorted((first + i) % num_clients for i in range(size))
+
+
+def drawn(config: RunConfig, randomness: Randomness) -> list[int]:
+    """Returns a cohort drawn in secret, sorted; a Poisson cohort may be empty.
+
+    **Guarantees**: independent of all other rounds, of data and of replies, which is
+    what amplification by sampling assumes.
+    """
+    size, num_clients = config.cohort.size, config.partition.num_clients
+    if config.cohort.sampling == "fixed":
+        return sample(range(num_clients), size, randomness)
+    return poisson_batch(num_clients, size / num_clients, randomness)
+
+
+class SecretFile:
+    """What only the server may know of its rounds, in a file that only it can read.
+
+    A cohort stands here before anyone is asked, so that a resumed round asks the same
+    clients: a second draw would depend on what became of the first.
+
+    Args:
+        path: one JSON line an event.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def cohort(
+        self, config: RunConfig, server_round: int, randomness: Randomness
+    ) -> list[int]:
+        """Returns the round's cohort: as drawn before, or drawn now."""
+        for event in self._events():
+            if event["round"] == server_round and "cohort" in event:
+                known: list[int] = event["cohort"]
+                return known
+        clients = drawn(config, randomness)
+        self.note({"round": server_round, "cohort": clients})
+        return clients
+
+    def note(self, event: dict[str, Any]) -> None:
+        """Adds an event; it is on disk, whole, when this returns."""
+        events = [*self._events(), event]
+        text = "".join(json.dumps(event) + "\n" for event in events)
+        write_atomically(self._path, text.encode())  # readable by its owner alone
+
+    def _events(self) -> list[dict[str, Any]]:
+        if not self._path.exists():
+            return []
+        return [json.loads(line) for line in self._path.read_text().splitlines()]

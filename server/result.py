@@ -60,7 +60,7 @@ def build_result(
         "rounds": progress.records,
         "threads": 1,
         "privacy": _privacy(config, server.plan, progress, spent),
-        "communication": _communication(progress),
+        "communication": _communication(progress, server.hides_clients),
         "seconds": round(seconds, 1),
         "peak_memory_bytes": memory,
     }
@@ -75,18 +75,25 @@ def _privacy(
     """Plan and worst client; a client that was asked counts as one that released."""
     if plan is None:
         return {"unit": "none", "relation": "none"}
-    rounds = max(progress.asked.values())
+    rounds = max(progress.asked.values(), default=0)
+    if plan.is_secret:  # every round speaks of every client, in it or not
+        rounds = progress.server_round
     price = epsilon([plan.composition(rounds)], plan.target_delta)
+    spent_epsilon = spent() if spent else price
+    if plan.is_secret:  # no ledger knows it of a client that was never drawn
+        spent_epsilon = max(spent_epsilon, price)
     stated = dataclasses.asdict(plan)
     return {
         **{key: stated[key] for key in ("unit", "relation")},
         "target_epsilon": plan.target_epsilon,
         "target_delta": plan.target_delta,
         "planned_epsilon": plan.planned_epsilon,
-        "spent_epsilon": spent() if spent else price,
+        "spent_epsilon": spent_epsilon,
         "spent_over": "all runs in the ledgers" if spent else "this run",
         "accountant": "pld",
         "noise_multiplier": plan.noise_multiplier,
+        "mechanism": plan.mechanism,
+        "sampling": plan.sampling,
         "sampling_rate": plan.sampling_rate,
         "local_steps": plan.local_steps,
         "max_participations": plan.max_participations,
@@ -95,7 +102,11 @@ def _privacy(
     }
 
 
-def _communication(progress: Progress) -> dict[str, Any]:
+def _communication(progress: Progress, hides_clients: bool) -> dict[str, Any]:
+    """Sums the bytes; None where they would tell how many clients answered."""
+    if hides_clients:
+        keys = ("bytes_up", "bytes_down", "bytes_up_dense_fp32", "ratio")
+        return dict.fromkeys((*keys, "entropy_bound_ratio"))
     replies = sum(record["replies"] for record in progress.records)
     up = sum(record["bytes_up"] for record in progress.records)
     entropy = sum(record["entropy_bytes"] for record in progress.records)

@@ -8,8 +8,9 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,10 @@ from fedpeft.errors import InvalidPayload, RunError
 from fedpeft.evaluation import evaluate
 from fedpeft.interfaces import Aggregator, Compressor, Payload, Update
 from fedpeft.model import TaskModel, load_trainable_state
-from fedpeft.privacy import Plan
+from fedpeft.privacy import Plan, Randomness
 from fedpeft.tensors import Tensors, add, scale
 from server.checkpoint import Progress, save_checkpoint
-from server.cohort import rotation
+from server.cohort import SecretFile, rotation
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ class Server:
         run: the run's id.
         held_out: the server's own public data, on which every model is judged.
         output: the run directory.
+        randomness: where a round's secret cohort comes from, by its number.
     """
 
     run: str
@@ -52,6 +54,17 @@ class Server:
     compressor: Compressor
     held_out: Encoded
     output: Path
+    randomness: Callable[[int], Randomness]
+
+    @property
+    def hides_clients(self) -> bool:
+        """Whether who answered, and how many, is nobody else's business."""
+        return self.plan is not None and not self.plan.is_dp_sgd
+
+    @property
+    def secrets(self) -> SecretFile:
+        """What stays with the server."""
+        return SecretFile(self.output / "server" / "secrets.jsonl")
 
 
 @dataclass
@@ -109,8 +122,7 @@ def _run_round(
     grid: Grid, server: Server, progress: Progress, server_round: int
 ) -> dict[str, Any]:
     """Advances `progress` by one round and returns the round's record."""
-    config = server.config
-    cohort = rotation(server_round, config.cohort.size, config.partition.num_clients)
+    cohort = _cohort(server, server_round)
     state = COMPRESSORS["dense"]().compress(progress.trainable, torch.Generator())
     requests = {
         client: _request(server, progress, server_round, client, state.to_bytes())
@@ -121,29 +133,64 @@ def _run_round(
     replies = exchange(grid, requests)
     tally = Tally()
     updates = _updates(server, progress, replies, tally)
-    first = next(updates, None)
-    needed = config.cohort.min_reply_share * len(cohort)
-    if first is not None:
-        stream = _chain(first, updates)
-        step, aggregator = server.aggregator.aggregate(stream, progress.aggregator)
-    if first is None or tally.replies < needed:
-        raise RunError(_too_few(server_round, len(cohort), tally, needed))
-    progress.aggregator = aggregator
-    progress.trainable = add(progress.trainable, step)
-    if server_round > config.run.rounds - config.run.average_last:
-        progress.tail = add(progress.tail, progress.trainable)
-    progress.server_round = server_round
-    return {
-        "round": server_round,
+    _advance(server, progress, server_round, updates, tally, len(cohort))
+    counts: dict[str, int | None] = {
         "cohort_size": len(cohort),
         "replies": tally.replies,
         "failures": len(cohort) - tally.replies,
-        "metric": _metric(server, progress),
         "bytes_up": tally.bytes_up,
         "bytes_down": sum(len(request.state) for request in requests.values()),
         "entropy_bytes": round(tally.entropy_bits / 8),
+    }
+    if server.hides_clients:
+        server.secrets.note({"round": server_round, **counts})
+        counts = dict.fromkeys(counts)
+    return {
+        "round": server_round,
+        **counts,
+        "metric": _metric(server, progress),
         "seconds": 0.0,
     }
+
+
+def _cohort(server: Server, server_round: int) -> list[int]:
+    """Returns whom to ask."""
+    cohort, num_clients = server.config.cohort, server.config.partition.num_clients
+    if cohort.sampling == "rotation":
+        return rotation(server_round, cohort.size, num_clients)
+    source = server.randomness(server_round)
+    return server.secrets.cohort(server.config, server_round, source)
+
+
+def _advance(
+    server: Server,
+    progress: Progress,
+    server_round: int,
+    updates: Iterator[Update],
+    tally: Tally,
+    cohort_size: int,
+) -> None:
+    """Aggregates and applies the round, or refuses it and leaves `progress`.
+
+    An empty cohort, which a Poisson draw may give, is a round of noise alone.
+
+    Raises:
+        RunError: if too small a share of the cohort answered.
+    """
+    run = server.config.run
+    needed = server.config.cohort.min_reply_share * cohort_size
+    first = next(updates, None)
+    if first is None and cohort_size:
+        raise RunError(_too_few(server_round, cohort_size, tally, needed))
+    stream = updates if first is None else chain([first], updates)
+    step, aggregator = server.aggregator.aggregate(stream, progress.aggregator)
+    if tally.replies < needed:
+        raise RunError(_too_few(server_round, cohort_size, tally, needed))
+    progress.aggregator = aggregator
+    progress.trainable = add(progress.trainable, step)
+    if server_round > run.rounds - run.average_last:
+        progress.tail = add(progress.tail, progress.trainable)
+    progress.server_round = server_round
 
 
 def _request(
@@ -223,11 +270,6 @@ def _updates(
             tally.codes[reply.code] += 1
 
 
-def _chain(first: Update, rest: Iterator[Update]) -> Iterator[Update]:
-    yield first
-    yield from rest
-
-
 def _metric(server: Server, progress: Progress) -> float | None:
     run = server.config.run
     if progress.server_round == run.rounds:
@@ -250,14 +292,10 @@ def _too_few(server_round: int, cohort_size: int, tally: Tally, needed: float) -
 
 
 def _log(record: dict[str, Any]) -> None:
-    metric = record["metric"]
+    shown = {key: "-" if value is None else value for key, value in record.items()}
     logger.info(
-        "round=%d replies=%d/%d metric=%s bytes_up=%d seconds=%.1f",
-        record["round"],
-        record["replies"],
-        record["cohort_size"],
-        "-" if metric is None else f"{metric:.4f}",
-        record["bytes_up"],
-        record["seconds"],
+        "round=%(round)s replies=%(replies)s/%(cohort_size)s metric=%(metric)s "
+        "bytes_up=%(bytes_up)s seconds=%(seconds)s",
+        shown,
         extra={"record": record},
     )

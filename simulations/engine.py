@@ -138,4 +138,5 @@ def _check_state(config: RunConfig, state: Path) -> None:
 def _worst_client(config: RunConfig, state: Path) -> float:
     """Returns the largest epsilon of all ledgers, earlier runs included."""
     delta = config.privacy.target_delta
-    return max(verify(state, source).spent(delta) for source in data_sources(state))
+    ledgers = (verify(state, source) for source in data_sources(state))
+    return max((ledger.spent(delta) for ledger in ledgers), default=0.0)

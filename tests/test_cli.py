@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from fedpeft.doctor import gradients_of
+from fedpeft.peft import METHODS
+from fedpeft.peft._layers import ROLES
+from fedpeft.privacy.operations import norm
 from simulations.engine import simulate
 from tests.helpers import SMALL, small_config
 
@@ -114,13 +118,28 @@ def test_simulate_shows_a_line_a_round_and_a_table(
     assert str(output) in done.stdout
 
 
-def test_budget_answers_before_anything_runs(scenario: Path) -> None:
-    done = _fedpeft("budget", str(scenario), "--json")
-    plan = json.loads(done.stdout)
-    assert 7.9 < plan["planned_epsilon"] <= 8.0
-    assert plan["sampling_rate"] == 0.5
-    assert plan["max_participations"] == 2
-    assert "add-or-remove-one" in _fedpeft("budget", str(scenario)).stdout
+def test_budget_answers_before_anything_runs(scenario: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "budget.png"
+    done = _fedpeft("budget", str(scenario), "--inverse", "--plot", str(picture))
+    assert done.returncode == 0, done.stderr
+    for words in ("epsilon (example,", "add-or-remove-one", "allows", str(picture)):
+        assert words in done.stdout
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_budget_prints_json_and_nothing_else(scenario: Path) -> None:
+    content = json.loads(_fedpeft("budget", str(scenario), "--json").stdout)
+    assert 7.9 < content["planned_epsilon"] <= 8.0
+    assert content["sampling_rate"] == 0.5
+    assert content["max_participations"] == 2
+    assert content["epsilon_by_participations"]["2"] == content["planned_epsilon"]
+    assert content["curves"]["batch_size"][-1]["value"] == 48
+    assert content["allowances"] == []
+
+
+def test_a_picture_of_another_kind_is_refused_before_the_scenario_is_read() -> None:
+    line = _error("budget", "no_such", "--plot", "budget.jpg")
+    assert "ends in .png, .svg, .pdf, got 'budget.jpg'" in line
 
 
 def test_ledgers_are_shown_verified_and_adopted(run: Path) -> None:
@@ -148,4 +167,24 @@ def test_assets_are_listed_with_their_licence() -> None:
 def test_doctor_finds_this_machine_in_order() -> None:
     done = _fedpeft("doctor")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("equal to the one-example loop") == 4
+    lines = [line for line in done.stdout.splitlines() if "gradients of" in line]
+    assert len(lines) == len(METHODS)
+    for line in lines:
+        assert "equal to the one-example loop (bert, " in line
+        assert "llama)" in line
+
+
+def test_doctor_names_the_first_broken_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = norm.sum_positions
+    monkeypatch.setattr(norm, "sum_positions", lambda gradient: 2 * right(gradient))
+    finding = gradients_of("film")
+    assert not finding.ok
+    first = "bert: backbone.embeddings.LayerNorm.weight is off by 1.0e+00 of the loop"
+    assert finding.detail == first
+
+
+def test_doctor_reports_what_a_library_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(ROLES, "vit")
+    finding = gradients_of("ia3")
+    assert not finding.ok
+    assert finding.detail.startswith("vit: Expected a backbone of type bert, ")

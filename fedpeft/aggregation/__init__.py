@@ -28,8 +28,14 @@ SERVER_OPTIMIZERS: dict[str, type[ServerOptimizer]] = {
 }
 
 
-def build_aggregator(section: AggregationSection) -> Aggregator:
+def build_aggregator(
+    section: AggregationSection, rule: Aggregator | None = None
+) -> Aggregator:
     """Returns the rule that ``[aggregation]`` names, with its optimiser if it has one.
+
+    Args:
+        section: as read.
+        rule: takes the named one's place: a mean with noise.
 
     Raises:
         ConfigError: for an unknown name or key, or a value that is refused.
@@ -38,7 +44,7 @@ def build_aggregator(section: AggregationSection) -> Aggregator:
         >>> build_aggregator(AggregationSection(name="mean"))
         Mean(weighting='uniform')
     """
-    rule = build(AGGREGATORS, section, "aggregation")
+    rule = rule or build(AGGREGATORS, section, "aggregation")
     if section.server_optimizer is None:
         return rule
     name = "aggregation.server_optimizer"

@@ -12,6 +12,7 @@ from fedpeft.data.dirichlet import Dirichlet
 from fedpeft.data.examples import TextExamples
 from fedpeft.data.iid import Iid
 from fedpeft.data.partitioner import Partitioner
+from fedpeft.data.persons import all_rows, one_each, rows_by_person
 from fedpeft.data.shards import Shards
 from fedpeft.data.splits import Splits, split
 from fedpeft.errors import ConfigError
@@ -66,6 +67,7 @@ def load(section: DataSection) -> TextExamples:
             label=section.label,
             labels=labels,
             group=section.group,
+            person=section.person,
         )
     return _load_by_name(section.name or "", section)
 
@@ -73,12 +75,21 @@ def load(section: DataSection) -> TextExamples:
 def partition(examples: TextExamples, section: PartitionSection) -> list[list[int]]:
     """Deals the examples to clients as ``[partition]`` says; indices a client.
 
+    **Guarantees**: every index is in exactly one client, and every person too; no
+    client is empty; the same examples and section give the same result.
+
+    Where there are persons, they are what is dealt and counted. A person has the label
+    and the group of the first row, so one whose rows lie in several groups goes whole
+    with the first.
+
     Raises:
         ConfigError: for an unknown name or key, or too many clients.
     """
     partitioner = build(PARTITIONERS, section, "partition")
     rng = seeds.generator(section.seed, "partition")
-    return partitioner.partition(examples, section.num_clients, rng)
+    rows = rows_by_person(examples)
+    clients = partitioner.partition(one_each(examples, rows), section.num_clients, rng)
+    return [all_rows(rows, persons) for persons in clients]
 
 
 def _load_by_name(name: str, section: DataSection) -> TextExamples:
@@ -98,5 +109,10 @@ def _load_by_name(name: str, section: DataSection) -> TextExamples:
         raise ConfigError(
             f"[data] labels: expected {', '.join(examples.label_names)} for {name!r}, "
             f"got {', '.join(section.labels or ())}; correct or remove the key."
+        )
+    if section.person is not None and examples.persons is None:
+        raise ConfigError(
+            f"[data] person: {name!r} does not say whose its examples are; remove the "
+            "key, or bring a file of yours by path."
         )
     return examples

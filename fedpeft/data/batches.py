@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from fedpeft.data.examples import TextExamples
+from fedpeft.data.examples import TextExamples, indices_by
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,20 +20,44 @@ class Encoded:
     Attributes:
         input_ids: token ids of each example, each of shape ``(length,)``, int64.
         labels: shape ``(num_examples,)``, int64.
+        persons: a number for whose record each example is, shape ``(num_examples,)``,
+            int64; or None if that is not known.
     """
 
     input_ids: list[torch.Tensor]
     labels: torch.Tensor
+    persons: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
     def subset(self, indices: Sequence[int]) -> "Encoded":
         """Returns the examples at `indices`, in that order."""
+        chosen = torch.tensor(indices, dtype=torch.int64)
         return Encoded(
             input_ids=[self.input_ids[i] for i in indices],
-            labels=self.labels[torch.tensor(indices, dtype=torch.int64)],
+            labels=self.labels[chosen],
+            persons=None if self.persons is None else self.persons[chosen],
         )
+
+    def units(self, by_person: bool) -> list[list[int]]:
+        """Returns the units of privacy, each as the indices of its examples, ascending.
+
+        Args:
+            by_person: whether one person's examples are one unit, in order of first
+                appearance; else every example is one of its own.
+
+        Raises:
+            ValueError: if it is not known whose the examples are.
+        """
+        if not by_person:
+            return [[index] for index in range(len(self))]
+        if self.persons is None:
+            raise ValueError(
+                "Expected examples of known persons, got none; name the column that "
+                "says whose a row is by [data] person."
+            )
+        return list(indices_by(self.persons.tolist()).values())
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +87,9 @@ def encode(
     examples: TextExamples, tokenizer: "PreTrainedTokenizerBase", max_length: int
 ) -> Encoded:
     """Tokenises all examples in one call: at most `max_length` tokens, no padding."""
+    persons = None if examples.persons is None else _numbers(examples.persons)
     if not len(examples):
-        return Encoded([], examples.labels)
+        return Encoded([], examples.labels, persons)
     encoding = tokenizer(
         list(examples.texts),
         truncation=True,
@@ -73,7 +98,13 @@ def encode(
         return_token_type_ids=False,
     )
     input_ids = [torch.tensor(ids) for ids in encoding["input_ids"]]
-    return Encoded(input_ids, examples.labels)
+    return Encoded(input_ids, examples.labels, persons)
+
+
+def _numbers(names: Sequence[str]) -> torch.Tensor:
+    """Returns one number a name, from 0 as they appear, shape ``(len(names),)``."""
+    number = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    return torch.tensor([number[name] for name in names], dtype=torch.int64)
 
 
 def collate(encoded: Encoded, indices: Sequence[int], pad_token_id: int) -> Batch:
@@ -95,22 +126,48 @@ def collate(encoded: Encoded, indices: Sequence[int], pad_token_id: int) -> Batc
 
 
 def physical_batches(
-    encoded: Encoded, indices: Sequence[int], max_size: int
-) -> list[list[int]]:
-    """Cuts one logical batch into chunks of examples of similar length.
+    encoded: Encoded, batch: Sequence[list[int]], max_size: int
+) -> list[list[list[int]]]:
+    """Cuts one logical batch into chunks of units of similar length.
 
-    **Guarantees**: every index is in exactly one chunk; no chunk is empty or larger
-    than `max_size`; no indices, no chunk; equal lengths keep their order. The longest
-    come first, so that a batch too large for the memory fails at once.
+    **Guarantees**: every unit is in exactly one chunk, whole; no chunk is empty or
+    holds more than `max_size` examples; no units, no chunk; equal lengths keep their
+    order. The longest come first, so that a batch too large for the memory fails at
+    once.
 
     >>> encoded = Encoded([torch.ones(n) for n in (2, 9, 2, 8)], torch.zeros(4))
-    >>> physical_batches(encoded, [0, 1, 2, 3], max_size=2)
-    [[1, 3], [0, 2]]
+    >>> physical_batches(encoded, [[0], [1], [2], [3]], max_size=2)
+    [[[1], [3]], [[0], [2]]]
+    >>> physical_batches(encoded, [[0], [2, 1], [3]], max_size=2)
+    [[[2, 1]], [[3], [0]]]
+
+    Args:
+        encoded: the examples.
+        batch: units of privacy, each as the indices of its examples; a unit is as long
+            as its longest example.
+        max_size: the most examples that pass through the model at once.
 
     Raises:
-        ValueError: unless max_size >= 1.
+        ValueError: unless max_size >= 1 and every unit has 1 to `max_size` examples.
     """
     if max_size < 1:
         raise ValueError(f"Expected max_size >= 1, got {max_size}.")
-    order = sorted(indices, key=lambda index: -len(encoded.input_ids[index]))
-    return [order[i : i + max_size] for i in range(0, len(order), max_size)]
+    for unit in batch:
+        if not 1 <= len(unit) <= max_size:
+            raise ValueError(
+                f"Expected units of 1 to {max_size} examples, got one of {len(unit)}: "
+                "leave out what is empty, draw fewer examples of each person."
+            )
+    chunks: list[list[list[int]]] = []
+    room = 0
+    for unit in sorted(batch, key=lambda unit: -_length(encoded, unit)):
+        if len(unit) > room:
+            chunks.append([])
+            room = max_size
+        chunks[-1].append(unit)
+        room -= len(unit)
+    return chunks
+
+
+def _length(encoded: Encoded, unit: list[int]) -> int:
+    return max(len(encoded.input_ids[index]) for index in unit)

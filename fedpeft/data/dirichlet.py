@@ -7,6 +7,7 @@ import torch
 
 from fedpeft.data.examples import TextExamples
 from fedpeft.data.partitioner import Partitioner, check_num_clients
+from fedpeft.data.persons import noun
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,9 @@ class Dirichlet(Partitioner):
         self, examples: TextExamples, num_clients: int, rng: torch.Generator
     ) -> list[list[int]]:
         """See :meth:`Partitioner.partition`."""
-        check_num_clients(num_clients, len(examples), f"{len(examples)} examples")
+        check_num_clients(
+            num_clients, len(examples), f"{len(examples)} {noun(examples)}"
+        )
         # torch's Dirichlet takes no generator; NumPy's is seeded from ours.
         draw = np.random.default_rng(
             int(torch.randint(2**63 - 1, (), generator=rng).item())

@@ -6,6 +6,7 @@ import torch
 
 from fedpeft.data.examples import TextExamples
 from fedpeft.data.partitioner import Partitioner, check_num_clients
+from fedpeft.data.persons import noun
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class Iid(Partitioner):
         self, examples: TextExamples, num_clients: int, rng: torch.Generator
     ) -> list[list[int]]:
         """See :meth:`Partitioner.partition`."""
-        check_num_clients(num_clients, len(examples), f"{len(examples)} examples")
+        check_num_clients(
+            num_clients, len(examples), f"{len(examples)} {noun(examples)}"
+        )
         order = torch.randperm(len(examples), generator=rng).tolist()
         return [sorted(order[client::num_clients]) for client in range(num_clients)]

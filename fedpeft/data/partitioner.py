@@ -11,7 +11,9 @@ from fedpeft.errors import ConfigError
 class Partitioner(ABC):
     """Deals the training examples to simulated clients.
 
-    Variants are frozen dataclasses whose fields are keys of ``[partition]``.
+    Variants are frozen dataclasses whose fields are keys of ``[partition]``. They see
+    one example a person where persons are known: ``fedpeft.data.partition`` picks it,
+    and hands over the person's other rows with it.
     """
 
     @abstractmethod
@@ -24,7 +26,8 @@ class Partitioner(ABC):
         same examples and the same state of `rng` give the same result.
 
         Raises:
-            ConfigError: if there are too few examples, or groups, for so many clients.
+            ConfigError: if there are too few examples, persons or groups for so many
+                clients.
         """
 
 

@@ -6,6 +6,7 @@ import torch
 
 from fedpeft.data.examples import TextExamples
 from fedpeft.data.partitioner import Partitioner, check_num_clients
+from fedpeft.data.persons import noun
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Shards(Partitioner):
         check_num_clients(
             num_clients,
             len(examples) // self.shards_per_client,
-            f"{len(examples)} examples for {self.shards_per_client} shards a client",
+            f"{len(examples)} {noun(examples)} for {self.shards_per_client} shards a "
+            "client",
         )
         shuffled = torch.randperm(len(examples), generator=rng)
         order = shuffled[torch.argsort(examples.labels[shuffled], stable=True)]

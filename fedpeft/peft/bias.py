@@ -5,7 +5,13 @@ from dataclasses import dataclass
 from torch import nn
 
 from fedpeft.interfaces import Operation, PeftMethod
-from fedpeft.peft._layers import check_depth, check_first_layer, freeze, modules_from
+from fedpeft.peft._layers import (
+    check_depth,
+    check_first_layer,
+    freeze,
+    is_linear_or_norm,
+    modules_from,
+)
 
 
 @dataclass(frozen=True)
@@ -13,8 +19,8 @@ class Bias(PeftMethod):
     """Trains the biases of all linear and normalisation layers.
 
     Attributes:
-        first_layer: train only in this layer and above; 0 includes the embeddings'
-            norm.
+        first_layer: train only in this layer and above; 0 includes what lies outside
+            the layers, such as the embeddings' norm.
 
     Source: BitFit, Ben Zaken et al. (2022), section 3; under privacy: Bu et al. (2022),
     DP-BiTFiT.
@@ -26,13 +32,21 @@ class Bias(PeftMethod):
         check_first_layer(self.first_layer)
 
     def attach(self, backbone: nn.Module) -> list[Operation]:
-        """Makes the existing biases trainable: the identity by construction."""
+        """Makes the existing biases trainable: the identity by construction.
+
+        Raises:
+            ValueError: if there is none, as in Llama.
+        """
         freeze(backbone)
         check_depth(self.first_layer, backbone)
         operations = []
-        kinds = (nn.Linear, nn.LayerNorm)
-        for _, module in modules_from(backbone, self.first_layer, kinds):
-            if isinstance(bias := module.bias, nn.Parameter):
+        for _, module in modules_from(backbone, self.first_layer, is_linear_or_norm):
+            bias = getattr(module, "bias", None)  # an RMSNorm has none
+            if isinstance(bias, nn.Parameter):
                 bias.requires_grad_(True)
                 operations.append(Operation(module, "bias", {"bias": bias}))
+        if not operations:
+            raise ValueError(
+                "Expected a backbone with biases, got one without: choose film or ssf."
+            )
         return operations

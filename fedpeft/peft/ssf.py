@@ -6,25 +6,41 @@ import torch
 from torch import nn
 
 from fedpeft.interfaces import Operation, PeftMethod
-from fedpeft.peft._layers import check_depth, check_first_layer, freeze, modules_from
+from fedpeft.peft._layers import (
+    check_depth,
+    check_first_layer,
+    freeze,
+    is_linear_or_norm,
+    modules_from,
+)
 
 
 class ScaleShift(nn.Module):
-    """A frozen layer followed by ``scale * y + shift``, one pair a feature.
+    """``scale * y + shift``, one pair a feature: the identity until it is trained.
 
-    Shapes: the layer's output ``(batch, ..., features)`` -> the same.
+    Shapes: ``(batch, ..., features)`` -> the same.
+
+    Args:
+        features: size of the last dimension.
+        shift: False for a scale alone.
     """
 
-    def __init__(self, base: nn.Module, features: int) -> None:
+    def __init__(self, features: int, shift: bool = True) -> None:
         super().__init__()
-        self.base = base
         self.scale = nn.Parameter(torch.ones(features))
-        self.shift = nn.Parameter(torch.zeros(features))
+        self.shift = nn.Parameter(torch.zeros(features)) if shift else None
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Applies the layer, then the scale and shift in the output's dtype."""
-        y = self.base(x)
-        return torch.addcmul(self.shift.to(y.dtype), y, self.scale.to(y.dtype))
+    def forward(self, y: torch.Tensor) -> torch.Tensor:
+        """Scales and shifts in the dtype of `y`."""
+        scale = self.scale.to(y.dtype)
+        if self.shift is None:
+            return y * scale
+        return torch.addcmul(self.shift.to(y.dtype), y, scale)
+
+    @property
+    def operation(self) -> Operation:
+        """How its parameters act."""
+        return Operation(self, "scale_shift", dict(self.named_parameters()))
 
 
 @dataclass(frozen=True)
@@ -32,8 +48,8 @@ class SSF(PeftMethod):
     """One scale and one shift behind every linear and normalisation layer.
 
     Attributes:
-        first_layer: add them only in this layer and above; 0 includes the embeddings'
-            norm.
+        first_layer: add them only in this layer and above; 0 includes what lies outside
+            the layers, such as the embeddings' norm.
 
     Source: Lian et al. (2022), Scaling & Shifting Your Features, section 3.2. There
     both start from small random values; here from exactly one and zero, so that the
@@ -46,23 +62,20 @@ class SSF(PeftMethod):
         check_first_layer(self.first_layer)
 
     def attach(self, backbone: nn.Module) -> list[Operation]:
-        """Wraps the layers in place."""
+        """Puts them behind the layers, in place."""
         freeze(backbone)
         check_depth(self.first_layer, backbone)
-        kinds = (nn.Linear, nn.LayerNorm)
         operations = []
-        for name, module in list(modules_from(backbone, self.first_layer, kinds)):
-            wrapped = ScaleShift(module, _features(module))
-            parent, _, child = name.rpartition(".")
-            setattr(backbone.get_submodule(parent), child, wrapped)
-            parameters = {"scale": wrapped.scale, "shift": wrapped.shift}
-            operations.append(Operation(wrapped, "scale_shift", parameters))
+        for name, module in modules_from(backbone, self.first_layer, is_linear_or_norm):
+            added = ScaleShift(_features(module))
+            backbone.set_submodule(name, nn.Sequential(module, added))
+            operations.append(added.operation)
         return operations
 
 
 def _features(module: nn.Module) -> int:
     if isinstance(module, nn.Linear):
         return module.out_features
-    if isinstance(module, nn.LayerNorm):
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
         return module.normalized_shape[-1]
-    raise TypeError(f"Expected a linear or norm layer, got {type(module).__name__}.")
+    return sum(gain.numel() for gain in module.parameters())  # one vector

@@ -2,14 +2,27 @@
 
 from fedpeft.privacy.accountant import Composition, epsilon
 from fedpeft.privacy.adopt import Adoption, adopt, verify
+from fedpeft.privacy.banded import Banded
 from fedpeft.privacy.calibration import calibrate
+from fedpeft.privacy.client_level import AdaptiveNorm, PrivateMean
 from fedpeft.privacy.engine import SLACK, DpSgd, NonPrivate
-from fedpeft.privacy.ledger import SEEDED, Ledger, data_sources, open_ledger
+from fedpeft.privacy.filter import admits
+from fedpeft.privacy.ledger import (
+    SEEDED,
+    TRUSTED_SERVER,
+    Ledger,
+    data_sources,
+    open_ledger,
+)
+from fedpeft.privacy.noise_ahead import noise_ahead
+from fedpeft.privacy.per_sample import GradientSource
 from fedpeft.privacy.plan import Plan, make_plan
 from fedpeft.privacy.randomness import (
     Randomness,
     SecureRandomness,
     SeededRandomness,
+    poisson_batch,
+    sample,
 )
 from fedpeft.privacy.release import (
     Answer,
@@ -22,25 +35,34 @@ from fedpeft.privacy.release import (
 __all__ = [
     "SEEDED",
     "SLACK",
+    "TRUSTED_SERVER",
+    "AdaptiveNorm",
     "Adoption",
     "Answer",
+    "Banded",
     "Composition",
     "DpSgd",
+    "GradientSource",
     "Ledger",
     "NonPrivate",
     "Plan",
+    "PrivateMean",
     "Question",
     "Randomness",
     "Release",
     "RequestConflict",
     "SecureRandomness",
     "SeededRandomness",
+    "admits",
     "adopt",
     "calibrate",
     "data_sources",
     "epsilon",
     "make_plan",
+    "noise_ahead",
     "open_ledger",
     "open_release",
+    "poisson_batch",
+    "sample",
     "verify",
 ]

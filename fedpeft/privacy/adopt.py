@@ -1,6 +1,7 @@
 """An operator's way out of a damaged ledger: keep what holds, charge what is lost."""
 
 import math
+import secrets
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -138,6 +139,7 @@ def _costliest(known: list[Entry], data_source: str) -> Entry:
         plan_hash="",
         request_hash="",
         payload_hash="",
+        nonce=secrets.token_hex(16),
     )
 
 

@@ -10,12 +10,7 @@ from collections.abc import Callable
 from scipy import optimize
 
 from fedpeft.errors import ConfigError
-from fedpeft.privacy.accountant import (
-    MAX_STEPS,
-    ROUNDING_A_STEP,
-    Composition,
-    epsilon,
-)
+from fedpeft.privacy.accountant import Composition, Sampling, epsilon, most_steps
 
 MAX_NOISE_MULTIPLIER = 1000.0
 """Calibration goes no further. Here the sum of a batch of 1,000 examples whose clipped
@@ -39,7 +34,12 @@ class TargetOutOfReach(ConfigError):
 
 
 def calibrate(
-    sampling_rate: float, steps: int, *, target_epsilon: float, target_delta: float
+    sampling_rate: float,
+    steps: int,
+    *,
+    target_epsilon: float,
+    target_delta: float,
+    sampling: Sampling = "poisson",
 ) -> float:
     """Returns the smallest noise multiplier, to five digits, that reaches a target.
 
@@ -52,6 +52,7 @@ def calibrate(
         steps: of the whole plan, at least 1.
         target_epsilon: above 0.
         target_delta: in (0, 1).
+        sampling: how units are drawn; it decides the neighbouring relation.
 
     Raises:
         TargetOutOfReach: if :data:`MAX_NOISE_MULTIPLIER` is not enough; names the
@@ -61,26 +62,32 @@ def calibrate(
     _check_target(target_epsilon)
 
     def cost(noise_multiplier: float) -> float:
-        done = Composition(noise_multiplier, sampling_rate, steps)
+        done = Composition(noise_multiplier, sampling_rate, steps, sampling)
         return epsilon([done], target_delta)
 
-    if cost(MAX_NOISE_MULTIPLIER) > target_epsilon:
-        fit = max_steps(
-            MAX_NOISE_MULTIPLIER,
-            sampling_rate,
-            target_epsilon=target_epsilon,
-            target_delta=target_delta,
-        )
-        raise TargetOutOfReach(
-            f"Expected a target that noise_multiplier <= {MAX_NOISE_MULTIPLIER:g} "
-            f"reaches in {steps} steps at sampling rate {sampling_rate:g}, got epsilon "
-            f"{target_epsilon:g} at delta {target_delta:g}: {fit} steps fit; take "
-            f"fewer steps or a larger epsilon.",
-            fit,
-        )
-    if cost(MIN_NOISE_MULTIPLIER) <= target_epsilon:
-        return MIN_NOISE_MULTIPLIER
-    return _least_noise(cost, target_epsilon)
+    low = high = 1.0
+    while cost(high) > target_epsilon:
+        if high == MAX_NOISE_MULTIPLIER:
+            fit = max_steps(
+                MAX_NOISE_MULTIPLIER,
+                sampling_rate,
+                target_epsilon=target_epsilon,
+                target_delta=target_delta,
+                sampling=sampling,
+            )
+            raise TargetOutOfReach(
+                f"Expected a target that noise_multiplier <= {MAX_NOISE_MULTIPLIER:g} "
+                f"reaches in {steps} steps at sampling rate {sampling_rate:g}, got "
+                f"epsilon {target_epsilon:g} at delta {target_delta:g}: {fit} steps "
+                "fit; take fewer steps or a larger epsilon.",
+                fit,
+            )
+        low, high = high, min(2 * high, MAX_NOISE_MULTIPLIER)
+    while low == high or cost(low) <= target_epsilon:
+        if low == MIN_NOISE_MULTIPLIER:
+            return MIN_NOISE_MULTIPLIER
+        low, high = max(low / 2, MIN_NOISE_MULTIPLIER), low
+    return _least_noise(cost, target_epsilon, low, high)
 
 
 def max_steps(
@@ -89,6 +96,7 @@ def max_steps(
     *,
     target_epsilon: float,
     target_delta: float,
+    sampling: Sampling = "poisson",
 ) -> int:
     """Returns the largest number of steps that stay within a target; 0 if none does.
 
@@ -102,32 +110,63 @@ def max_steps(
     """
     _check_target(target_epsilon)
 
-    def fits(steps: int) -> bool:
-        done = Composition(noise_multiplier, sampling_rate, steps)
-        return epsilon([done], target_delta) <= target_epsilon
+    def excess(steps: int) -> float:
+        done = Composition(noise_multiplier, sampling_rate, steps, sampling)
+        return math.log(max(epsilon([done], target_delta), 1e-9) / target_epsilon)
 
-    limit = max(1, min(MAX_STEPS, int(target_delta / (2 * ROUNDING_A_STEP))))
-    low, high = 0, 1
-    while high <= limit and fits(high):
-        low, high = high, 2 * high
-    high = min(high, limit + 1)
+    limit = max(1, most_steps(target_delta))
+    low, below = 0, -math.inf
+    high, above = 1, excess(1)
+    while above <= 0:
+        if high == limit:
+            return limit
+        low, below = high, above
+        high = min(8 * high, limit)
+        above = excess(high)
+    is_guess = True
     while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
+        # A guess is nearly right, but from one side; every other time, halves bound
+        # the search.
+        line = _crossing(low, below, high, above)
+        middle = line if is_guess else (low + high) // 2
+        value = excess(middle)
+        if value <= 0:
+            low, below = middle, value
+        else:
+            high, above = middle, value
+        is_guess = not is_guess
     return low
 
 
-def _least_noise(cost: Callable[[float], float], target: float) -> float:
+def _crossing(low: int, below: float, high: int, above: float) -> int:
+    """Returns where the line through two points, in log steps, is 0; between them.
+
+    Epsilon is nearly a power of the steps.
+    """
+    ratio = math.log(high / low)
+    crossing = round(low * math.exp(ratio * below / (below - above)))
+    return min(max(crossing, low + 1), high - 1)
+
+
+def _least_noise(
+    cost: Callable[[float], float], target: float, low: float, high: float
+) -> float:
     """Returns the least five-digit noise multiplier whose cost is within the target.
 
     Rounding also makes the result equal on machines whose FFTs differ in the last bit.
+
+    Args:
+        cost: of a noise multiplier; falls with it.
+        target: of the cost.
+        low: costs more than the target.
+        high: costs no more.
     """
     # Nearly a straight line in logarithms, which Brent's method finds in a few steps;
     # the ends are out by a little, so that rounding cannot bring both to one side.
     root = optimize.brentq(
         lambda log_noise: math.log(max(cost(math.exp(log_noise)), 1e-9) / target),
-        math.log(MIN_NOISE_MULTIPLIER) - 1e-3,
-        math.log(MAX_NOISE_MULTIPLIER) + 1e-3,
+        math.log(low) - 1e-3,
+        math.log(high) + 1e-3,
         xtol=1e-6,
     )
     noise = math.exp(root)

@@ -7,7 +7,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedpeft.interfaces import NoiseFn, Operation, PrivacyEngine
-from fedpeft.privacy.per_sample import GradientSource, clipped_sum
+from fedpeft.privacy.per_sample import GradientSource
+from fedpeft.privacy.rows import clipped_sum
 from fedpeft.privacy.taps import Taps
 
 SLACK = {"fp32": 1e-5, "bf16": 1e-2}

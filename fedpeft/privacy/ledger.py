@@ -18,6 +18,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from fedpeft.durable import append_durably, write_atomically
 from fedpeft.errors import LedgerError
@@ -29,6 +30,9 @@ GENESIS = "0" * 64
 
 SEEDED = "gaussian-seeded"
 """The mechanism of a release whose noise a seed repeats."""
+
+TRUSTED_SERVER = "trusted-server"
+"""The mechanism of an answer that the server promised to clip and to noise."""
 
 REMEDY = (
     "Inspect it with `fedpeft ledger verify`; an operator who answers for the data may "
@@ -42,11 +46,14 @@ class Entry:
 
     Attributes:
         mechanism: ``gaussian`` (Poisson-subsampled, `steps` times), ``none`` (released
-            without privacy: epsilon is infinite from here on), or ``adopted`` (charged
-                in place of an entry that was lost).
+            without privacy: epsilon is infinite from here on), ``trusted-server``
+            (clipped and noised there: nobody here can verify it), or ``adopted``
+            (charged in place of an entry that was lost).
         noise_multiplier: unitless; 0 for ``none``.
         clipping_norm: None for ``none``.
         backbone: fingerprint of the frozen model.
+        nonce: 128 random bits that never leave the client: the hash does, and without
+            them it would tell which data, named by `data_source`, an entry speaks of.
         previous: hash of the entry before.
         hash: sha256 over all the rest.
     """
@@ -65,6 +72,7 @@ class Entry:
     plan_hash: str
     request_hash: str
     payload_hash: str
+    nonce: str = ""
     format: int = FORMAT
     previous: str = ""
     hash: str = ""
@@ -72,13 +80,15 @@ class Entry:
     def sealed(self, previous: str) -> "Entry":
         """Returns the entry chained to `previous`, with its hash."""
         chained = dataclasses.replace(self, previous=previous, hash="")
-        content = json.dumps(dataclasses.asdict(chained), sort_keys=True)
-        digest = hashlib.sha256(content.encode()).hexdigest()
+        digest = hashlib.sha256(chained.to_json().encode()).hexdigest()
         return dataclasses.replace(chained, hash=digest)
 
     def to_json(self) -> str:
         """Returns one line, without its end."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        fields = dataclasses.asdict(self)
+        if not self.nonce:  # entries written before there was one keep their hash
+            del fields["nonce"]
+        return json.dumps(fields, sort_keys=True)
 
     @classmethod
     def from_json(cls, line: str) -> "Entry":
@@ -98,7 +108,12 @@ class Entry:
     @property
     def composition(self) -> Composition:
         """What the accountant makes of it."""
-        return Composition(self.noise_multiplier, self.sampling_rate, self.steps)
+        sampling: Literal["poisson", "fixed"] = (
+            "fixed" if self.relation == "replace-one" else "poisson"
+        )
+        return Composition(
+            self.noise_multiplier, self.sampling_rate, self.steps, sampling
+        )
 
 
 class Ledger:

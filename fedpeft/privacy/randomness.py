@@ -14,6 +14,7 @@ torch.Size([4])
 import math
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -140,7 +141,8 @@ def noised(
         )
     if standard_deviation == 0:
         return total.to(torch.float32)
-    noise = randomness.gaussian(total.numel()).to(total.device).view(total.shape)
+    drawn = randomness.gaussian(total.numel())
+    noise = drawn.to(total.device, non_blocking=drawn.is_pinned()).view(total.shape)
     cell = grid(standard_deviation)
     values = total.to(torch.float64) + noise * standard_deviation
     return values.div_(cell).round_().mul_(cell).to(torch.float32)
@@ -177,6 +179,20 @@ def poisson_batch(
     chosen = randomness.uniform(num_examples) < sampling_rate
     indices: list[int] = chosen.nonzero().flatten().tolist()
     return indices
+
+
+def sample(
+    indices: Sequence[int], most: int | None, randomness: Randomness
+) -> list[int]:
+    """Returns the indices, or `most` of them, drawn uniformly and in their order.
+
+    >>> sample([4, 7, 9], 5, SeededRandomness(0))
+    [4, 7, 9]
+    """
+    if most is None or len(indices) <= most:
+        return list(indices)
+    order = randomness.uniform(len(indices)).argsort()
+    return [indices[place] for place in sorted(order[:most].tolist())]
 
 
 def _keystream(words: int) -> npt.NDArray[np.uint64]:

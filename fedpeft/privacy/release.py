@@ -8,17 +8,19 @@ for byte whenever the same request comes again.
 import contextlib
 import dataclasses
 import hashlib
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from fedpeft.errors import LedgerError, PrivacyBudgetExceeded
-from fedpeft.privacy.accountant import epsilon
+from fedpeft.privacy.accountant import Composition
+from fedpeft.privacy.authorisation import authorise, price
+from fedpeft.privacy.draws import Draws
 from fedpeft.privacy.ledger import (
     REMEDY,
     SEEDED,
+    TRUSTED_SERVER,
     Entry,
     Ledger,
     locked,
@@ -26,12 +28,7 @@ from fedpeft.privacy.ledger import (
 )
 from fedpeft.privacy.outbox import Outbox, Record, unrecorded
 from fedpeft.privacy.plan import Plan
-from fedpeft.privacy.randomness import (
-    Randomness,
-    SeededRandomness,
-    noised,
-    poisson_batch,
-)
+from fedpeft.privacy.randomness import Randomness
 from fedpeft.tensors import Tensors
 
 
@@ -104,7 +101,11 @@ class Release:
     counted.) A release past the plan's cap, or past the budget counted over all runs in
     the ledger, is refused before any data are read. The batches are Poisson at the
     plan's rate and the noise has the plan's standard deviation, once a step, or nothing
-    is released.
+    is released. (For the unit ``client`` the server clips and adds the noise: what goes
+    out here is not private by itself, and the ledger says ``trusted-server``.)
+
+    Attributes:
+        draws: the batches and the noise of this answer.
     """
 
     def __init__(
@@ -119,11 +120,9 @@ class Release:
         self._ledger = ledger
         self._outbox = outbox
         self._plan = plan
-        self._randomness = randomness
+        self.draws = Draws(plan, randomness)
         self._backbone = backbone
         self._budget_epsilon = budget_epsilon
-        self._batches_drawn = 0
-        self._noises_drawn = 0
 
     def confirm(self, length: int, head: str) -> None:
         """Checks the ledger against what the server was told when it last answered.
@@ -171,86 +170,39 @@ class Release:
             )
         return self._answer(record.payload)
 
-    def authorise(self, run: str) -> None:
-        """Checks that the plan allows one more round.
+    def authorise(self, question: Question) -> None:
+        """Checks that plan and ledger allow the answer.
 
         Raises:
-            PrivacyBudgetExceeded: if it does not.
+            PrivacyBudgetExceeded: if they do not.
         """
-        plan = self._plan
-        if plan is None:
+        if self._plan is None:
             return
-        entries = self._ledger.entries
-        foreign = {entry.unit for entry in entries} - {plan.unit, "none"}
-        if foreign:
-            raise PrivacyBudgetExceeded(
-                f"The ledger of {self._ledger.data_source} holds releases of unit "
-                f"{foreign.pop()!r}; epsilons of different units are never added."
+        try:
+            authorise(
+                self._plan,
+                self._ledger.entries,
+                question.run,
+                question.server_round,
+                is_seeded=self.draws.is_seeded,
+                budget_epsilon=self._budget_epsilon,
             )
-        seeded = any(entry.mechanism == SEEDED for entry in entries)
-        if seeded and self._mechanism != SEEDED:
-            raise PrivacyBudgetExceeded(
-                f"The ledger of {self._ledger.data_source} holds releases with seeded "
-                "noise, which whoever knows the seed can remove: nothing can be "
-                "promised for these data any more."
-            )
-        if sum(entry.run == run for entry in entries) >= plan.max_participations:
-            raise PrivacyBudgetExceeded(
-                f"The plan allows {plan.max_participations} rounds a client, and "
-                f"{self._ledger.data_source} has had them."
-            )
-        history = [entry.composition for entry in entries]
-        budget = self._budget_epsilon or plan.target_epsilon
-        after = epsilon([*history, plan.composition()], plan.target_delta)
-        if after > budget:
-            raise PrivacyBudgetExceeded(
-                f"One more round would bring {self._ledger.data_source} to epsilon "
-                f"{after:.3f}, past its budget of {budget:g}."
-            )
+        except PrivacyBudgetExceeded as error:
+            source = self._ledger.data_source
+            raise PrivacyBudgetExceeded(f"{source}: {error}") from None
 
     @property
     def _mechanism(self) -> str:
         if self._plan is None or not self._plan.noise_multiplier:
             return "none"
-        is_seeded = isinstance(self._randomness, SeededRandomness)
-        return SEEDED if is_seeded else "gaussian"
+        if self.draws.is_seeded:
+            return SEEDED
+        return "gaussian" if self._plan.is_dp_sgd else TRUSTED_SERVER
 
     def residual(self, run: str) -> Tensors:
         """Returns the error-feedback memory of a run; empty before its first answer."""
         record = self._outbox.newest(run)
         return record.residual if record else {}
-
-    def mask_seed(self) -> int:
-        """Returns a seed for dropout masks that depends on nothing an adversary knows.
-
-        One more example shifts every other's mask. That costs no privacy only if masks
-        are random and independent of the batch; under a public seed they are not.
-        """
-        return int(self._randomness.uniform(1).item() * 2**53)
-
-    def batches(self, num_examples: int) -> Iterator[list[int]]:
-        """Yields one Poisson batch of indices for each local step of the plan."""
-        if self._plan is None:
-            raise ValueError(
-                "Expected a plan: without one there are no Poisson batches."
-            )
-        for _ in range(self._plan.local_steps):
-            self._batches_drawn += 1
-            rate = self._plan.sampling_rate
-            yield poisson_batch(num_examples, rate, self._randomness)
-
-    def noise(self, total: torch.Tensor, standard_deviation: float) -> torch.Tensor:
-        """Returns `total` with Gaussian noise; a :data:`~fedpeft.interfaces.NoiseFn`.
-
-        Raises:
-            ValueError: if the standard deviation is not the plan's.
-        """
-        plan = self._plan
-        planned = plan.noise_multiplier * plan.clipping_norm if plan else 0.0
-        if standard_deviation != planned:
-            raise ValueError(f"Expected noise of {planned}, got {standard_deviation}.")
-        self._noises_drawn += 1
-        return noised(total, standard_deviation, self._randomness)
 
     def commit(self, question: Question, payload: bytes, residual: Tensors) -> Answer:
         """Makes an answer final: outbox, then ledger, each on disk before the next.
@@ -259,7 +211,7 @@ class Release:
             ValueError: if the batches or the noise were not the plan's.
             OSError: if the disk is full; then nothing may be sent.
         """
-        self._check_steps()
+        self.draws.check()
         entry = dataclasses.replace(
             self._entry(question),
             payload_hash=hashlib.sha256(payload).hexdigest(),
@@ -274,7 +226,7 @@ class Release:
         Whether it failed may depend on the noised gradients, and asking again would
         draw them anew. The stored answer is empty.
         """
-        if self._batches_drawn:
+        if self.draws.has_begun:
             entry = self._entry(question).sealed(self._ledger.head)
             residual = self.residual(question.run)
             self._outbox.put(Record(entry, b"", residual))
@@ -287,30 +239,27 @@ class Release:
     def _answer(self, payload: bytes) -> Answer:
         return Answer(payload, len(self._ledger.entries), self._ledger.head)
 
-    def _check_steps(self) -> None:
-        planned = self._plan.local_steps if self._plan else 0
-        drawn = (self._batches_drawn, self._noises_drawn)
-        if self._plan and drawn != (planned, planned):
-            raise ValueError(
-                f"Expected {planned} batches and {planned} noises as planned, got "
-                f"{drawn[0]} and {drawn[1]}: nothing is released."
-            )
-
     def _entry(self, question: Question) -> Entry:
         plan = self._plan
+        if plan is None:
+            done, unit, relation = Composition(0.0, 1.0, 1), "none", "none"
+        else:
+            done = price(plan, self._ledger.entries, question.run)
+            unit, relation = plan.unit, plan.relation
         return Entry(
             run=question.run,
             round=question.server_round,
             data_source=self._ledger.data_source,
-            unit=plan.unit if plan else "none",
-            relation=plan.relation if plan else "none",
+            unit=unit,
+            relation=relation,
             mechanism=self._mechanism,
-            noise_multiplier=plan.noise_multiplier if plan else 0.0,
-            sampling_rate=plan.sampling_rate if plan else 1.0,
-            steps=plan.local_steps if plan else 1,
+            noise_multiplier=done.noise_multiplier,
+            sampling_rate=done.sampling_rate,
+            steps=done.steps,
             clipping_norm=plan.clipping_norm if plan else None,
             backbone=self._backbone,
             plan_hash=plan.hash if plan else "",
             request_hash=question.request_hash,
             payload_hash="",
+            nonce=secrets.token_hex(16),
         )

@@ -5,7 +5,8 @@ from torch import nn
 
 from fedpeft.interfaces import Operation
 from fedpeft.privacy.operations import RULES
-from fedpeft.privacy.per_sample import GradientSource, Rows
+from fedpeft.privacy.per_sample import GradientSource
+from fedpeft.privacy.rows import Rows
 
 
 class Taps(GradientSource):

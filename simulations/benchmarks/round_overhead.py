@@ -83,10 +83,11 @@ def _bare_round(site: Site) -> None:
         optimizer = torch.optim.AdamW(parameters, lr=section.learning_rate)
         for _ in range(plan.local_steps):
             drawn = torch.rand(len(examples)) < plan.sampling_rate
-            batch = drawn.nonzero().flatten().tolist()
+            batch = drawn.nonzero().tolist()
             for part in physical_batches(examples, batch, section.max_physical_batch):
+                chunk = [index for unit in part for index in unit]
                 site.engine.accumulate(
-                    example_losses(site.model, examples, part, section)
+                    example_losses(site.model, examples, chunk, section)
                 )
             site.engine.step(lambda t, deviation: t + deviation * torch.randn_like(t))
             optimizer.step()

@@ -1,3 +1,5 @@
+import dataclasses
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -9,10 +11,25 @@ from transformers import AutoTokenizer
 from fedpeft.data import Encoded, TextExamples, collate, encode, physical_batches
 
 
-def make(*lengths: int) -> Encoded:
+def make(*lengths: int, persons: list[int] | None = None) -> Encoded:
     """Example i has the token i + 1, `length` times, and the label i."""
     input_ids = [torch.full((length,), i + 1) for i, length in enumerate(lengths)]
-    return Encoded(input_ids, torch.arange(len(lengths)))
+    numbers = None if persons is None else torch.tensor(persons)
+    return Encoded(input_ids, torch.arange(len(lengths)), numbers)
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> tuple[Encoded, list[list[int]], int]:
+    """Draws examples, units of some of them in any order, and what fits a chunk."""
+    lengths = draw(st.lists(st.integers(1, 9), min_size=1, max_size=40))
+    max_size = draw(st.integers(1, 12))
+    rest = draw(st.permutations(range(len(lengths))))
+    units: list[list[int]] = []
+    while draw(st.booleans()) and rest:
+        size = draw(st.integers(1, min(max_size, len(rest))))
+        units.append(rest[:size])
+        rest = rest[size:]
+    return make(*lengths), units, max_size
 
 
 def test_collate_pads_to_the_longest_of_the_batch() -> None:
@@ -38,20 +55,45 @@ def test_nothing_to_collate_is_refused() -> None:
         collate(make(1), [], pad_token_id=0)
 
 
-@given(
-    lengths=st.lists(st.integers(1, 9), max_size=40),
-    max_size=st.integers(1, 12),
-    data=st.data(),
-)
-def test_chunks_hold_every_index_once_from_long_to_short(
-    lengths: list[int], max_size: int, data: st.DataObject
+def test_units_are_examples_or_persons_as_they_appear() -> None:
+    encoded = make(1, 1, 1, 1, persons=[7, 3, 7, 5])
+    assert encoded.units(by_person=False) == [[0], [1], [2], [3]]
+    assert encoded.units(by_person=True) == [[0, 2], [1], [3]]
+    assert encoded.subset([3, 2, 0]).units(by_person=True) == [[0], [1, 2]]
+    assert encoded.subset([]).units(by_person=True) == []
+
+
+def test_examples_of_unknown_persons_are_no_units_of_persons() -> None:
+    assert make(1, 1).subset([1]).persons is None
+    with pytest.raises(ValueError, match="known persons, got none"):
+        make(1, 1).units(by_person=True)
+
+
+@given(batch=batches())
+def test_chunks_hold_every_unit_once_and_whole_from_long_to_short(
+    batch: tuple[Encoded, list[list[int]], int],
 ) -> None:
-    indices = data.draw(st.permutations(range(len(lengths))))
-    chunks = physical_batches(make(*lengths), indices, max_size)
-    order = [index for chunk in chunks for index in chunk]
-    assert order == sorted(indices, key=lambda i: (-lengths[i], indices.index(i)))
-    assert all(len(chunk) == max_size for chunk in chunks[:-1])
-    assert all(chunks)
+    encoded, units, max_size = batch
+    chunks = physical_batches(encoded, units, max_size)
+    order = [unit for chunk in chunks for unit in chunk]
+    longest = [max(len(encoded.input_ids[i]) for i in unit) for unit in units]
+    expected = sorted(range(len(units)), key=lambda u: (-longest[u], u))
+    assert order == [units[u] for u in expected]
+    assert all(1 <= sum(map(len, chunk)) <= max_size for chunk in chunks)
+    for chunk, following in pairwise(chunks):
+        assert sum(map(len, chunk)) + len(following[0]) > max_size
+
+
+@given(lengths=st.lists(st.integers(1, 9), max_size=40), max_size=st.integers(1, 12))
+def test_single_examples_fill_every_chunk_but_the_last(
+    lengths: list[int], max_size: int
+) -> None:
+    encoded = make(*lengths)
+    chunks = physical_batches(encoded, encoded.units(by_person=False), max_size)
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    assert [[i for (i,) in chunk] for chunk in chunks] == [
+        order[i : i + max_size] for i in range(0, len(order), max_size)
+    ]
 
 
 def test_an_empty_poisson_batch_has_no_chunk() -> None:
@@ -60,7 +102,13 @@ def test_an_empty_poisson_batch_has_no_chunk() -> None:
 
 def test_chunks_of_no_size_are_refused() -> None:
     with pytest.raises(ValueError, match="max_size >= 1, got 0"):
-        physical_batches(make(1), [0], max_size=0)
+        physical_batches(make(1), [[0]], max_size=0)
+
+
+@pytest.mark.parametrize("unit", [[], [0, 1, 2]])
+def test_a_unit_that_is_empty_or_fits_no_chunk_is_refused(unit: list[int]) -> None:
+    with pytest.raises(ValueError, match=f"1 to 2 examples, got one of {len(unit)}"):
+        physical_batches(make(1, 1, 1), [[1], unit], max_size=2)
 
 
 def test_real_tokenizer_cuts_and_does_not_pad(minilm: Path) -> None:
@@ -71,10 +119,17 @@ def test_real_tokenizer_cuts_and_does_not_pad(minilm: Path) -> None:
         labels=torch.tensor([1, 0]),
         groups=None,
         label_names=("rotten", "fresh"),
+        persons=("zoe", "ada"),
     )
     encoded = encode(examples, tokenizer, max_length=16)
     assert len(encoded) == 2
     assert encoded.input_ids[0].tolist() == [101, 1037, 2143, 1012, 102]
     assert len(encoded.input_ids[1]) == 16
     assert encoded.subset([1]).labels.tolist() == [0]
-    assert len(encode(examples.subset([]), tokenizer, max_length=16)) == 0
+    assert encoded.persons is not None
+    assert encoded.persons.tolist() == [0, 1]
+    nothing = encode(examples.subset([]), tokenizer, max_length=16)
+    assert len(nothing) == 0
+    assert nothing.units(by_person=True) == []
+    unknown = dataclasses.replace(examples, persons=None)
+    assert encode(unknown, tokenizer, max_length=16).persons is None

@@ -1,5 +1,6 @@
 """Data sets by name, and what every data set is."""
 
+import dataclasses
 from collections import Counter
 from pathlib import Path
 
@@ -60,6 +61,12 @@ def test_labels_of_a_known_data_set_cannot_be_redefined(rotten_tomatoes: Path) -
         load(section(labels=("fresh", "rotten")))
 
 
+def test_persons_are_asked_of_a_data_set_that_knows_none(rotten_tomatoes: Path) -> None:
+    assert rotten_tomatoes.exists()
+    with pytest.raises(ConfigError, match=r"\[data\] person: .* does not say whose"):
+        load(section(person="critic"))
+
+
 @pytest.mark.parametrize("key", ["text", "label", "group"])
 def test_columns_of_a_known_data_set_cannot_be_set(key: str) -> None:
     with pytest.raises(ConfigError, match=rf"\[data\] {key}: describes a file"):
@@ -72,6 +79,7 @@ def make() -> TextExamples:
         labels=torch.tensor([0, 1, 0]),
         groups=("x", "y", "x"),
         label_names=("n", "p"),
+        persons=("ada", "bob", "bob"),
     )
 
 
@@ -80,7 +88,10 @@ def test_subset_keeps_the_order_asked_for() -> None:
     assert part.texts == ("c", "b")
     assert part.labels.tolist() == [0, 1]
     assert part.groups == ("x", "y")
-    assert len(make().subset([])) == 0
+    assert part.persons == ("bob", "bob")
+    nothing = make().subset([])
+    assert len(nothing) == 0
+    assert nothing.persons == ()
 
 
 def test_groups_are_listed_by_name_with_their_indices() -> None:
@@ -104,8 +115,14 @@ def test_parts_that_disagree_are_refused(
         TextExamples(("a", "b", "c"), labels, groups, ("n", "p"))
 
 
+def test_persons_that_disagree_with_the_texts_are_refused() -> None:
+    with pytest.raises(ValueError, match="Expected 3 persons, one a text, got 2"):
+        dataclasses.replace(make(), persons=("ada", "bob"))
+
+
 def test_examples_without_groups_have_no_groups_to_list() -> None:
     examples = TextExamples(("a",), torch.tensor([0]), None, ("n", "p"))
     assert examples.subset([0]).groups is None
+    assert examples.subset([0]).persons is None
     with pytest.raises(ValueError, match="with groups, got none"):
         examples.indices_by_group()

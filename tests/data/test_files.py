@@ -13,9 +13,9 @@ from fedpeft.errors import ConfigError, DataError
 from fedpeft.sections import DataSection
 
 ROWS: list[dict[str, object]] = [
-    {"review": "good, really", "stars": 2, "site": "north"},
-    {"review": 'she said "no"\nand left', "stars": 1, "site": "south"},
-    {"review": "é\u2028", "stars": 2, "site": "north"},
+    {"review": "good, really", "stars": 2, "site": "north", "guest": 7},
+    {"review": 'she said "no"\nand left', "stars": 1, "site": "south", "guest": 8},
+    {"review": "é\u2028", "stars": 2, "site": "north", "guest": 7},
 ]
 
 
@@ -59,12 +59,14 @@ def complaint(path: Path, **keys: object) -> str:
 def test_every_format_gives_the_same_examples(tmp_path: Path, suffix: str) -> None:
     path = write(tmp_path / f"train{suffix.lower()}", ROWS)
     path = path.rename(tmp_path / f"train{suffix}")
-    examples = read(path, group="site")
+    examples = read(path, group="site", person="guest")
     assert examples.texts == tuple(row["review"] for row in ROWS)
     assert examples.labels.tolist() == [1, 0, 1]
     assert examples.groups == ("north", "south", "north")
     assert examples.label_names == ("1", "2")
+    assert examples.persons == ("7", "8", "7")
     assert read(path).groups is None
+    assert read(path).persons is None
 
 
 def test_byte_order_mark_and_empty_lines_are_no_content(tmp_path: Path) -> None:
@@ -82,6 +84,20 @@ def test_missing_column_lists_the_columns_and_the_nearest(
     assert "expected a column 'revue', got none; did you mean 'review'?" in message
     assert "did you mean 'review'? Name the column by [data] text." in message
     assert "[data] group" in complaint(path, group="hospital")
+    assert "[data] person" in complaint(path, person="patient")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_column_that_stands_twice_is_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"train{suffix}"
+    if suffix == ".csv":
+        path.write_text("review,stars,stars\nfine,1,2\n")
+    else:
+        columns = [pa.array(["fine"]), pa.array([1]), pa.array([2])]
+        names = ["review", "stars", "stars"]
+        pq.write_table(pa.Table.from_arrays(columns, names), path)
+    message = ": expected one column 'stars', got 2; rename the others."
+    assert complaint(path) == message
 
 
 @pytest.mark.parametrize(
@@ -99,20 +115,58 @@ def test_undeclared_label_says_which_and_where(
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
-@pytest.mark.parametrize("key", ["review", "stars", "site"])
+@pytest.mark.parametrize("key", ["review", "stars", "site", "guest"])
 def test_empty_value_is_refused(tmp_path: Path, suffix: str, key: str) -> None:
     rows = [{name: str(value) for name, value in row.items()} for row in ROWS]
-    rows[1][key] = " "
+    rows[2][key] = " "
     path = write(tmp_path / f"train{suffix}", list[dict[str, object]](rows))
-    message = complaint(path, group="site")
+    message = complaint(path, group="site", person="guest")
+    place = {".csv": "line 5", ".jsonl": "line 5", ".parquet": "row 3"}[suffix]
+    assert message.startswith(f", {place}: ")
     assert f"in column {key!r}, got none; fill it in or remove the row." in message
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
-@pytest.mark.parametrize("key", ["review", "stars", "site"])
+@pytest.mark.parametrize("key", ["review", "stars", "site", "guest"])
 def test_null_is_refused(tmp_path: Path, suffix: str, key: str) -> None:
     path = write(tmp_path / f"train{suffix}", [ROWS[0], {**ROWS[1], key: None}])
-    assert f"in column {key!r}, got none" in complaint(path, group="site")
+    message = complaint(path, group="site", person="guest")
+    assert f"in column {key!r}, got none" in message
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+@pytest.mark.parametrize("key", ["stars", "site", "guest"])
+def test_not_a_number_is_no_value(tmp_path: Path, suffix: str, key: str) -> None:
+    path = write(tmp_path / f"train{suffix}", [{**ROWS[0], key: float("nan")}])
+    message = complaint(path, group="site", person="guest")
+    assert f"in column {key!r}, got none" in message
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("word", ["NA", " null ", "None", "NaN", "n/a"])
+def test_word_for_nothing_is_no_person(tmp_path: Path, suffix: str, word: str) -> None:
+    path = write(tmp_path / f"train{suffix}", [{**ROWS[0], "guest": word}])
+    message = complaint(path, person="guest")
+    assert f"expected a person in column 'guest', got {word!r}, which" in message
+    assert read(path).texts == ("good, really",)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_spaces_do_not_make_another_person(tmp_path: Path, suffix: str) -> None:
+    rows = [{**ROWS[0], "guest": name} for name in ("ada", " ada", "ada\t", "Ada")]
+    path = write(tmp_path / f"train{suffix}", rows)
+    assert read(path, person="guest").persons == ("ada", "ada", "ada", "Ada")
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_persons_that_a_float_may_have_rounded_are_refused(
+    tmp_path: Path, suffix: str
+) -> None:
+    path = write(tmp_path / f"train{suffix}", [{**ROWS[0], "guest": 1e16}])
+    message = complaint(path, person="guest")
+    assert (
+        "expected a person in column 'guest', got 1e+16; write it as a str" in message
+    )
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])

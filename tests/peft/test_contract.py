@@ -1,57 +1,121 @@
-"""What every method of the menu keeps."""
+"""What every method of the menu keeps, on every family of backbones."""
+
+from collections.abc import Iterator
 
 import pytest
 import torch
 
-from fedpeft.backbone import TextClassifier
 from fedpeft.interfaces import PeftMethod
 from fedpeft.oracle import loop_gradients, relative_error
-from fedpeft.peft import METHODS, Bias, Lora
+from fedpeft.peft import (
+    IA3,
+    METHODS,
+    SSF,
+    Bias,
+    Bottleneck,
+    Film,
+    Head,
+    Lora,
+    Prefix,
+    Prompt,
+    TokenRows,
+)
 from fedpeft.privacy import DpSgd
-from tests.helpers import tiny_bert, toy, toy_batch, toy_losses
+from tests.helpers import (
+    FAMILIES,
+    Toy,
+    assert_rows_close,
+    toy,
+    toy_inputs,
+    toy_losses,
+)
 
+EVERY_LINEAR = ("dense", "q_proj", "k_proj", "fc1", "fc2", "gate_proj", "down_proj")
 CASES: dict[str, PeftMethod] = {
-    **{name: method() for name, method in METHODS.items()},
-    "lora-frozen-a": Lora(rank=2, freeze_a=True),
-    "lora-all-linear": Lora(rank=2, target_modules=("query", "key", "value", "dense")),
-    "lora-top": Lora(rank=2, first_layer=1),
+    "head": Head(),
+    "bias": Bias(),
     "bias-top": Bias(first_layer=1),
-    "ssf-top": METHODS["ssf"](first_layer=1),  # type: ignore[call-arg]
+    "film": Film(),
+    "film-top": Film(first_layer=1),
+    "ssf": SSF(),
+    "ssf-top": SSF(first_layer=1),
+    "ia3": IA3(),
+    "ia3-top": IA3(first_layer=1),
+    "lora": Lora(),
+    "lora-frozen-a": Lora(rank=2, freeze_a=True),
+    "lora-rank-stabilized": Lora(rank=4, rank_stabilized=True),
+    "lora-every-linear": Lora(rank=2, target_modules=EVERY_LINEAR),
+    "lora-top": Lora(rank=2, first_layer=1),
+    "bottleneck": Bottleneck(width=3),
+    "bottleneck-both": Bottleneck(width=3, placement="both"),
+    "bottleneck-top": Bottleneck(width=3, first_layer=1),
+    "prompt": Prompt(length=3),
+    "prefix": Prefix(length=3),
+    "prefix-top": Prefix(length=3, first_layer=1),
+    "token_rows": TokenRows(token_ids=(5, 0, 63, 17)),
 }
-each_method = pytest.mark.parametrize("method", CASES.values(), ids=CASES.keys())
 
 
-def _engine(parts: list, model: TextClassifier) -> DpSgd:  # type: ignore[type-arg]
+def _pairs() -> Iterator[object]:
+    for family in FAMILIES:
+        for name, method in CASES.items():
+            if not (family == "vit" and name == "token_rows"):  # images have no tokens
+                yield pytest.param(family, method, id=f"{family}-{name}")
+
+
+each_method = pytest.mark.parametrize(("family", "method"), list(_pairs()))
+
+
+def _engine(case: Toy) -> DpSgd:
     engine = DpSgd(clipping_norm=1.0, noise_multiplier=0.0, nominal_batch=1)
-    engine.bind(model, parts)
+    engine.bind(case.model, case.operations)
     return engine
 
 
+def test_every_method_of_the_menu_is_a_case() -> None:
+    assert {type(method) for method in CASES.values()} == set(METHODS.values())
+
+
 @each_method
-def test_backbone_output_is_unchanged_at_initialisation(method: PeftMethod) -> None:
-    ids, mask, _ = toy_batch(4)
-    expected = tiny_bert()(ids, mask).last_hidden_state
-    backbone = tiny_bert()
+def test_backbone_output_at_initialisation(family: str, method: PeftMethod) -> None:
+    inputs = toy_inputs(family, 4)
+    expected = FAMILIES[family]()(**inputs).last_hidden_state
+    backbone = FAMILIES[family]()
     method.attach(backbone)
-    actual = backbone(ids, mask).last_hidden_state
-    assert torch.equal(actual, expected)
+    actual = backbone(**inputs).last_hidden_state
+    assert actual.shape == expected.shape
+    assert torch.equal(actual, expected) == method.is_identity_at_start
 
 
 @each_method
-def test_exactly_the_operations_parameters_train(method: PeftMethod) -> None:
-    backbone = tiny_bert()
+def test_exactly_the_operations_parameters_train(
+    family: str, method: PeftMethod
+) -> None:
+    backbone = FAMILIES[family]().requires_grad_(True)
     operations = method.attach(backbone)
-    named = {id(p) for op in operations for p in op.parameters.values()}
-    assert {id(p) for p in backbone.parameters() if p.requires_grad} == named
+    named = [id(p) for op in operations for p in op.parameters.values()]
+    assert len(named) == len(set(named))
+    assert {id(p) for p in backbone.parameters() if p.requires_grad} == set(named)
 
 
 @each_method
-def test_the_frozen_backbone_is_bit_identical_after_a_step(method: PeftMethod) -> None:
-    case = toy(method)
+def test_a_trainable_state_comes_back_whole(family: str, method: PeftMethod) -> None:
+    source, target = toy(method, family=family), toy(method, noise=0.2, family=family)
+    state = {n: p for n, p in source.model.named_parameters() if p.requires_grad}
+    target.model.load_state_dict(state, strict=False)
+    inputs = toy_inputs(family, 3).values()
+    assert torch.equal(target.model(*inputs), source.model(*inputs))
+
+
+@each_method
+def test_the_frozen_backbone_is_bit_identical_after_a_step(
+    family: str, method: PeftMethod
+) -> None:
+    case = toy(method, family=family)
     frozen = {
         n: p.clone() for n, p in case.model.named_parameters() if not p.requires_grad
     }
-    engine = _engine(case.operations, case.model)
+    engine = _engine(case)
     engine.accumulate(toy_losses(case.model, 4))
     engine.step(lambda total, _: total)
     trainable = [p for p in case.model.parameters() if p.requires_grad]
@@ -65,34 +129,54 @@ def test_the_frozen_backbone_is_bit_identical_after_a_step(method: PeftMethod) -
 @pytest.mark.parametrize("batch", [1, 2, 5])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_per_sample_gradients_equal_the_one_example_loop(
-    method: PeftMethod, batch: int, dropout: float
+    family: str, method: PeftMethod, batch: int, dropout: float
 ) -> None:
-    case = toy(method, dropout)
-    engine = _engine(case.operations, case.model)
+    case = toy(method, dropout, family=family)
+    engine = _engine(case)
     torch.manual_seed(5)  # the same masks for both
     rows = engine.per_sample_gradients(toy_losses(case.model, batch))
     torch.manual_seed(5)
     losses = toy_losses(case.plain, batch)
     expected = loop_gradients(losses, case.plain_parameters)
-    assert relative_error(rows, expected) < 1e-5
+    assert_rows_close(rows, expected, case.plain_parameters)
 
 
 @each_method
-def test_gradients_survive_activation_checkpointing(method: PeftMethod) -> None:
-    case = toy(method)
+def test_an_example_is_alone_in_its_batch(family: str, method: PeftMethod) -> None:
+    case = toy(method, family=family)
+    part = toy_losses(case.model, 5, slice(2, 4))
+    assert (toy_losses(case.model, 5)[2:4] - part).abs().max() < 1e-5
+
+
+@each_method
+def test_an_empty_batch_is_a_step_of_noise_alone(
+    family: str, method: PeftMethod
+) -> None:
+    case = toy(method, family=family)
+    engine = _engine(case)
+    engine.step(lambda total, _: total + 2.0)
+    trainable = [p for p in case.model.parameters() if p.requires_grad]
+    assert all((p.grad == 2.0).all() for p in trainable)
+
+
+@each_method
+def test_gradients_survive_activation_checkpointing(
+    family: str, method: PeftMethod
+) -> None:
+    case = toy(method, family=family)
     case.model.train()
     case.model.backbone.activation_checkpointing_enable()
-    rows = _engine(case.operations, case.model).per_sample_gradients(
-        toy_losses(case.model, 3)
-    )
+    rows = _engine(case).per_sample_gradients(toy_losses(case.model, 3))
     expected = loop_gradients(toy_losses(case.plain, 3), case.plain_parameters)
-    assert relative_error(rows, expected) < 1e-5
+    assert_rows_close(rows, expected, case.plain_parameters)
 
 
 @each_method
-def test_gradients_are_close_under_bf16_autocast(method: PeftMethod) -> None:
-    case = toy(method)
-    engine = _engine(case.operations, case.model)
+def test_gradients_are_close_under_bf16_autocast(
+    family: str, method: PeftMethod
+) -> None:
+    case = toy(method, family=family)
+    engine = _engine(case)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = toy_losses(case.model, 3)
     rows = engine.per_sample_gradients(losses)

@@ -1,6 +1,7 @@
 """The accountant against a table, another library, integrals and closed forms."""
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -73,13 +74,53 @@ def test_golden_values(noise, rate, steps, delta, expected):
     assert spent(noise, rate, steps, delta) == pytest.approx(expected, rel=2e-3)
 
 
+def prv_bounds(history, delta):
+    """Gopi et al. (2021) as Opacus has it: a lower and an upper bound."""
+    accountant = PRVAccountant()
+    accountant.history = history
+    tolerated = delta / 1000
+    composed = accountant._get_dprv(eps_error=0.01, delta_error=tolerated)
+    lower, _, upper = composed.compute_epsilon(delta, tolerated, 0.01)
+    return lower, upper
+
+
+# Settings of all three units, from 1 to 1,000 rounds. An example or a person is in a
+# step's batch with its rate, many steps a round; a client is in the one step of a round
+# with the rate of a secret cohort, or at rate 1 in a public rotation.
+@pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:Optimal order is the largest:UserWarning")
+@pytest.mark.parametrize(
+    ("unit", "rounds", "steps_a_round", "noise", "rate"),
+    [
+        ("example", 1, 16, 1.0, 1 / 16),
+        ("example", 6, 16, 0.75, 1 / 16),
+        ("example", 20, 16, 1.0, 1 / 16),
+        ("example", 100, 16, 2.0, 1 / 16),
+        ("example", 1000, 16, 5.0, 1 / 16),
+        ("example", 60, 1, 5.0, 1.0),
+        ("person", 1, 4, 1.2, 1 / 4),
+        ("person", 20, 4, 2.0, 1 / 4),
+        ("person", 300, 8, 3.0, 1 / 8),
+        ("client", 1, 1, 0.8, 0.1),
+        ("client", 100, 1, 1.5, 0.1),
+        ("client", 1000, 1, 2.05, 0.1),
+        ("client", 1000, 1, 0.8, 0.01),
+        ("client", 1, 1, 1.0, 1.0),
+        ("client", 1000, 1, 30.0, 1.0),
+    ],
+)
+def test_opacus_prv_brackets_epsilon(unit, rounds, steps_a_round, noise, rate):
+    history = [Composition(noise, rate, steps_a_round)] * rounds
+    lower, upper = prv_bounds([(noise, rate, rounds * steps_a_round)], 1e-5)
+
+    assert lower <= epsilon(history, 1e-5) <= upper
+
+
 @pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning")
 @pytest.mark.parametrize(
     ("history", "delta"),
     [
         ([(0.6, 0.064, 312)], 1e-5),
-        ([(1.0, 0.0625, 320)], 1e-5),
-        ([(2.0, 0.25, 96)], 1e-5),
         ([(0.8, 0.01, 1000)], 1e-6),
         ([(0.7, 0.001, 500)], 1e-5),
         ([(5.0, 0.5, 200)], 1e-7),
@@ -87,12 +128,8 @@ def test_golden_values(noise, rate, steps, delta, expected):
         ([(1.0, 0.05, 100), (1.5, 0.1, 60), (3.0, 0.25, 20)], 1e-5),
     ],
 )
-def test_opacus_prv_brackets_epsilon(history, delta):
-    accountant = PRVAccountant()
-    accountant.history = history
-    tolerated = delta / 1000
-    composed = accountant._get_dprv(eps_error=0.01, delta_error=tolerated)
-    lower, _, upper = composed.compute_epsilon(delta, tolerated, 0.01)
+def test_opacus_prv_brackets_other_deltas_and_mixed_histories(history, delta):
+    lower, upper = prv_bounds(history, delta)
 
     assert lower <= epsilon([Composition(*done) for done in history], delta) <= upper
 
@@ -146,6 +183,14 @@ def test_ten_rounds_are_accounted_as_one_composition():
     assert epsilon(rounds, 1e-5) < 10 * spent(1.1, 0.05, 16)
 
 
+def test_one_client_over_twenty_rounds_is_one_composition_not_twenty():
+    # An accountant made anew each round says 2.24, and the sum of its answers 44.9.
+    rounds = [Composition(1.0, 0.0625, 16)] * 20
+    assert epsilon(rounds[:1], 1e-5) == pytest.approx(2.24, abs=0.01)
+    assert epsilon(rounds, 1e-5) == spent(1.0, 0.0625, 320)
+    assert epsilon(rounds, 1e-5) == pytest.approx(7.63, abs=0.01)
+
+
 def test_order_does_not_matter():
     history = [Composition(1.0, 0.1, 5), Composition(2.0, 0.3, 7)]
     assert epsilon(history, 1e-5) == epsilon(history[::-1], 1e-5)
@@ -176,6 +221,70 @@ def test_a_tiny_rate_errs_upward():
 def test_no_release_costs_nothing():
     assert epsilon([], 1e-5) == 0.0
     assert epsilon([Composition(0.0, 1.0, 0)], 1e-5) == 0.0
+
+
+# Clients, cohort and rounds of a table made with dp-accounting's Renyi accountant for
+# sampling without replacement, whose bound is `loose`.
+@pytest.mark.parametrize(
+    ("clients", "cohort", "rounds", "noise", "loose"),
+    [
+        (10_000, 100, 500, 0.814, 48.9),
+        (10_000, 100, 500, 2.0, 2.31),
+        (1_000, 100, 100, 2.0, 11.5),
+    ],
+)
+def test_fixed_cohorts_cost_more_than_poisson_ones_and_less_than_renyi_says(
+    clients, cohort, rounds, noise, loose
+):
+    rate, delta = cohort / clients, clients**-1.1
+    value = epsilon([Composition(noise, rate, rounds, "fixed")], delta)
+
+    assert 3 * spent(noise, rate, rounds, delta) < value < loose / 1.6
+    # If all clients send the same and one may send the opposite, the sum moves by twice
+    # the clipping norm just when that one is drawn: such data do cost that much.
+    least = spent(noise / 2, rate, rounds, delta) * (1 - ERROR)
+    assert least < value < 1.2 * least
+
+
+@pytest.mark.parametrize(("noise", "steps"), [(1.0, 1), (2.0, 4), (40.0, 1000)])
+def test_a_fixed_sample_of_everybody_equals_the_closed_form_from_above(noise, steps):
+    # Who is replaced moves the sum by twice the clipping norm.
+    distance = 2 * math.sqrt(steps) / noise
+    value = epsilon([Composition(noise, 1.0, steps, "fixed")], 1e-5)
+
+    assert closed_form_delta(distance, value) <= 1e-5
+    assert closed_form_delta(distance, value * (1 - ERROR)) > 1e-5
+    assert value == epsilon([Composition(noise / 2, 1.0, steps)], 1e-5)
+
+
+def test_relations_are_told_apart_and_never_added():
+    poisson, fixed = Composition(1.0, 0.1, 3), Composition(1.0, 0.1, 3, "fixed")
+    assert (poisson.relation, fixed.relation) == ("add-or-remove-one", "replace-one")
+    with pytest.raises(ValueError, match="different relations are never added"):
+        epsilon([poisson, fixed], 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rate", "steps", "target"), [(0.1, 100, 8.0), (0.01, 1000, 1.0), (1.0, 10, 3.0)]
+)
+def test_noise_for_fixed_samples_is_calibrated_and_inverted(rate, steps, target):
+    goal = {"target_epsilon": target, "target_delta": 1e-5, "sampling": "fixed"}
+    noise = calibrate(rate, steps, **goal)
+    value = epsilon([Composition(noise, rate, steps, "fixed")], 1e-5)
+
+    assert target * 0.9875 < value <= target
+    assert noise > calibrate(rate, steps, target_epsilon=target, target_delta=1e-5)
+    assert max_steps(noise, rate, **goal) in range(steps, steps + 2)
+
+
+def test_a_thousand_rounds_are_accounted_in_seconds():
+    before = time.process_time()
+    for rate, steps in [(0.01, 1000), (0.0625, 16_000), (0.1, 1000), (1.0, 1000)]:
+        noise = calibrate(rate, steps, target_epsilon=4.0, target_delta=1.1e-5)
+        assert max_steps(noise, rate, target_epsilon=4.0, target_delta=1.1e-5) >= steps
+    entries = [Composition(2.0 + i / 1000, 0.1, 1) for i in range(1000)]
+    assert epsilon(entries, 1.1e-5) > spent(3.0, 0.1, 1000)
+    assert time.process_time() - before < 30  # 4 s where it was written
 
 
 noises = st.floats(0.4, 60)
@@ -268,6 +377,11 @@ def test_max_steps_ends_where_accounting_does():
 def test_compositions_out_of_range_are_refused(noise, rate, steps, message):
     with pytest.raises(ValueError, match=message):
         Composition(noise, rate, steps)
+
+
+def test_a_sampling_without_a_bound_is_refused():
+    with pytest.raises(ValueError, match="'poisson' or 'fixed', got 'shuffled'"):
+        Composition(1.0, 0.1, 1, "shuffled")
 
 
 @pytest.mark.parametrize("delta", [0.0, 1.0, -1e-5, math.nan])

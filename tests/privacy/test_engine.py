@@ -11,7 +11,7 @@ from fedpeft.interfaces import Operation
 from fedpeft.oracle import loop_gradients, relative_error
 from fedpeft.peft import SSF, Bias, Lora, ScaleShift
 from fedpeft.privacy import DpSgd, NonPrivate
-from fedpeft.privacy.per_sample import clipped_sum
+from fedpeft.privacy.rows import clipped_sum
 from tests.helpers import Toy, toy, toy_losses
 
 
@@ -92,18 +92,18 @@ class _Scorer(nn.Module):
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            self.film = ScaleShift(nn.Linear(4, 4).requires_grad_(False), 4)
+            self.film = ScaleShift(4)
+            self.frozen = nn.Linear(4, 4).requires_grad_(False)
             self.head = nn.Linear(4, 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(torch.tanh(self.film(x)).mean(1))
+        return self.head(torch.tanh(self.film(self.frozen(x))).mean(1))
 
     @property
     def operations(self) -> list[Operation]:
-        film = {"scale": self.film.scale, "shift": self.film.shift}
         head = {"weight": self.head.weight, "bias": self.head.bias}
         return [
-            Operation(self.film, "scale_shift", film),
+            self.film.operation,
             Operation(self.head, "linear", head),
         ]
 

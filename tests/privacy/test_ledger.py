@@ -26,6 +26,7 @@ from fedpeft.privacy.ledger import head_path, ledger_path
 from fedpeft.privacy.outbox import Outbox
 
 SOURCE = "client-000"
+UNITS = [[index] for index in range(8)]
 PLAN = Plan(
     unit="example",
     relation="add-or-remove-one",
@@ -34,6 +35,7 @@ PLAN = Plan(
     planned_epsilon=3.99,
     noise_multiplier=2.0,
     clipping_norm=1.0,
+    sampling="poisson",
     sampling_rate=0.5,
     nominal_batch=4,
     local_steps=2,
@@ -53,8 +55,8 @@ def _open(state: Path, plan: Plan | None = PLAN):
 
 def _train(release: Release, plan: Plan | None = PLAN) -> None:
     """Draws what a round of local training draws."""
-    for _ in release.batches(8) if plan else ():
-        release.noise(torch.zeros(3), plan.noise_multiplier * plan.clipping_norm)
+    for _ in release.draws.batches(UNITS) if plan else ():
+        release.draws.noise(torch.zeros(3), plan.noise_multiplier * plan.clipping_norm)
 
 
 def _release(state: Path, server_round: int, run: str = "run", plan=PLAN) -> bytes:
@@ -63,7 +65,7 @@ def _release(state: Path, server_round: int, run: str = "run", plan=PLAN) -> byt
         stored = release.repeat(question)
         if stored:
             return stored.payload
-        release.authorise(run)
+        release.authorise(question)
         _train(release, plan)
         payload = f"answer-{run}-{server_round}".encode()
         residual = {"weight": torch.full((2,), float(server_round))}
@@ -130,7 +132,7 @@ def test_a_second_run_is_refused_where_the_budget_is_spent(tmp_path: Path) -> No
     while epsilon([PLAN.composition(spent + 1)], 1e-5) <= 4.0:
         spent += 1
         _release(tmp_path, 1, run=f"run-{spent}")
-    with pytest.raises(PrivacyBudgetExceeded, match="past its budget of 4"):
+    with pytest.raises(PrivacyBudgetExceeded, match="exceed the budget of epsilon 4"):
         _release(tmp_path, 1, run="one more")
     ledger = verify(tmp_path, SOURCE)
     assert len(ledger.entries) == spent >= 4
@@ -146,12 +148,12 @@ def test_a_release_without_privacy_spends_everything(tmp_path: Path) -> None:
 
 def test_training_outside_the_plan_is_not_released(tmp_path: Path) -> None:
     with _open(tmp_path) as release:
-        for _ in release.batches(8):
+        for _ in release.draws.batches(UNITS):
             pass  # batches without noise
         with pytest.raises(ValueError, match="2 batches and 2 noises"):
             release.commit(Question("run", 1, "r"), b"bytes", {})
         with pytest.raises(ValueError, match=r"Expected noise of 2\.0, got 1\.0"):
-            release.noise(torch.zeros(3), 1.0)
+            release.draws.noise(torch.zeros(3), 1.0)
     assert not ledger_path(tmp_path, SOURCE).exists()
 
 
@@ -382,14 +384,14 @@ def test_secure_noise_is_refused_after_seeded_noise(state: Path) -> None:
         ) as release,
         pytest.raises(PrivacyBudgetExceeded, match="seeded"),
     ):
-        release.authorise("another")
+        release.authorise(Question("another", 1, "r"))
 
 
 def test_a_round_that_fails_after_drawing_is_charged_once(state: Path) -> None:
     question = Question("run", 3, "request-3")
     with _open(state) as release:
-        release.authorise("run")
-        next(iter(release.batches(8)))
+        release.authorise(question)
+        next(iter(release.draws.batches(UNITS)))
         release.forfeit(question)
     assert len(_lines(state)) == 3
     with _open(state) as release:
@@ -409,7 +411,7 @@ def test_dropout_masks_of_a_private_step_are_not_the_servers_to_know(
             randomness=SecureRandomness(),
             backbone="fingerprint",
         ) as release:
-            seeds.add(release.mask_seed())
+            seeds.add(release.draws.mask_seed())
     assert len(seeds) == 3
 
 
@@ -445,3 +447,44 @@ def test_a_stored_answer_that_was_swapped_is_not_sent(state: Path) -> None:
 def test_data_sources_are_found_by_any_trace(state: Path) -> None:
     _deleted_with_head(state)
     assert data_sources(state) == [SOURCE]
+
+
+def test_batches_are_drawn_at_the_planned_rate(tmp_path: Path) -> None:
+    plan = dataclasses.replace(PLAN, local_steps=500)
+    with _open(tmp_path, plan) as release:
+        drawn = sum(len(batch) for batch in release.draws.batches(UNITS))
+    # 4,000 decisions at 1/2: a standard deviation of 32.
+    assert drawn == pytest.approx(2000, abs=160)
+
+
+def test_a_person_with_many_examples_is_drawn_with_at_most_so_many(
+    tmp_path: Path,
+) -> None:
+    plan = dataclasses.replace(PLAN, sampling_rate=1.0, local_steps=50, max_examples=2)
+    persons = [[0, 1, 2, 3], [4], [5, 6]]
+    with _open(tmp_path, plan) as release:
+        batches = list(release.draws.batches(persons))
+    assert all(batch[1:] == [[4], [5, 6]] for batch in batches)
+    drawn = [tuple(batch[0]) for batch in batches]
+    assert all(len(pair) == 2 and pair == tuple(sorted(pair)) for pair in drawn)
+    assert {index for pair in drawn for index in pair} == {0, 1, 2, 3}
+
+
+def test_the_acknowledged_head_does_not_tell_which_data_it_speaks_of(
+    tmp_path: Path,
+) -> None:
+    heads = set()
+    for number in range(3):
+        _release(tmp_path / str(number), 1)
+        entry = verify(tmp_path / str(number), SOURCE).entries[0]
+        heads.add(entry.hash)
+        assert len(entry.nonce) == 32
+    assert len(heads) == 3  # though every other field is the same
+
+
+def test_entries_written_before_there_was_a_nonce_still_verify(tmp_path: Path) -> None:
+    _release(tmp_path, 1)
+    entry = verify(tmp_path, SOURCE).entries[0]
+    old = dataclasses.replace(entry, nonce="").sealed("0" * 64)
+    assert "nonce" not in json.loads(old.to_json())
+    assert type(old).from_json(old.to_json()) == old

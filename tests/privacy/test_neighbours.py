@@ -15,8 +15,10 @@ def _released_sum(site: Site, indices: list[int]) -> torch.Tensor:
     """The sum of one step over some examples of client 0, without noise."""
     section = site.config.training
     examples = site.clients[0]
-    for part in physical_batches(examples, indices, section.max_physical_batch):
-        site.engine.accumulate(example_losses(site.model, examples, part, section))
+    units = [[index] for index in indices]
+    for part in physical_batches(examples, units, section.max_physical_batch):
+        chunk = [index for unit in part for index in unit]
+        site.engine.accumulate(example_losses(site.model, examples, chunk, section))
     sums: list[torch.Tensor] = []
     site.engine.step(lambda total, _: sums.append(total.clone()) or total)
     return sums[0]

@@ -61,6 +61,7 @@ def test_a_plan_follows_from_the_public_constants(plan):
         planned_epsilon=epsilon([Composition(noise, 0.0625, 96)], 1e-5),
         noise_multiplier=noise,
         clipping_norm=0.5,
+        sampling="poisson",
         sampling_rate=0.0625,
         nominal_batch=32,
         local_steps=16,
@@ -146,7 +147,7 @@ def test_a_target_that_not_even_one_round_meets_says_so():
 def test_a_rate_above_one_is_refused():
     checked = config()
     data = checked.data.model_copy(update={"nominal_examples": 16})
-    with pytest.raises(ConfigError, match="nominal_examples = 16, got 32"):
+    with pytest.raises(ConfigError, match=r"expected 1 to 16, .* got 32"):
         make_plan(checked.model_copy(update={"data": data}))
 
 
@@ -190,3 +191,69 @@ def test_the_shipped_epsilon_equals_the_closed_form_from_above() -> None:
     exact = optimize.brentq(lambda e: delta(e) - plan.target_delta, 0.1, 50)
     assert exact <= plan.planned_epsilon <= exact * 1.001
     assert 7.9 < plan.planned_epsilon <= 8.0
+
+
+PERSONS = (
+    "privacy.unit=person",
+    "data.person=patient",
+    "data.nominal_persons=64",
+    "training.batch_size=16",
+    "training.local_epochs=2",
+)
+CLIENTS = ("privacy.unit=client", "privacy.target_epsilon=20")
+
+
+def test_persons_take_the_place_of_examples():
+    plan = make_plan(config(*PERSONS))
+    assert (plan.unit, plan.relation) == ("person", "add-or-remove-one")
+    # 2 epochs over 64 nominal persons in batches of 16.
+    assert (plan.sampling_rate, plan.local_steps, plan.nominal_batch) == (0.25, 8, 16)
+    assert plan.max_examples == 8
+    assert plan.planned_epsilon <= 8.0
+
+
+def test_clients_in_a_rotation_are_not_amplified():
+    plan = make_plan(config(*CLIENTS))
+    assert (plan.sampling_rate, plan.local_steps, plan.nominal_batch) == (1.0, 1, 6)
+    assert plan.composition(6) == Composition(plan.noise_multiplier, 1.0, 6)
+    assert plan.max_participations == 6
+    assert not plan.is_secret
+
+
+def test_secret_cohorts_amplify_and_charge_every_round():
+    plan = make_plan(config(*CLIENTS, "cohort.sampling=poisson"))
+    assert plan.composition(20) == Composition(plan.noise_multiplier, 0.3, 20)
+    assert plan.max_participations == 20
+    assert plan.is_secret
+
+
+def test_fixed_cohorts_are_accounted_with_their_own_relation():
+    poisson = make_plan(config(*CLIENTS, "cohort.sampling=poisson"))
+    fixed = make_plan(config(*CLIENTS, "cohort.sampling=fixed"))
+    assert fixed.relation == "replace-one"
+    assert fixed.composition().sampling == "fixed"
+    # A replaced update moves the sum by two norms: more than twice the noise.
+    assert fixed.noise_multiplier > 2 * poisson.noise_multiplier
+
+
+def test_banded_noise_costs_what_independent_noise_does():
+    banded = make_plan(config(*CLIENTS, "privacy.mechanism=banded"))
+    plain = make_plan(config(*CLIENTS))
+    assert banded.noise_multiplier == plain.noise_multiplier
+    assert banded.planned_epsilon == plain.planned_epsilon
+    # A client of 20 comes again after 3 rounds of 6 at the earliest.
+    assert banded.bands == 3
+    assert banded.hash != plain.hash
+
+
+def test_an_adaptive_norm_says_what_its_count_costs():
+    adaptive = config(*CLIENTS, "privacy.adaptive_clipping={}")
+    plan = make_plan(adaptive)
+    assert plan.count_noise == plan.noise_multiplier  # a cohort of 6 is a small one
+    large = config(
+        *CLIENTS,
+        "privacy.adaptive_clipping={}",
+        "partition.num_clients=900",
+        "cohort.size=200",
+    )
+    assert make_plan(large).count_noise == 10.0

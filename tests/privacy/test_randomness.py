@@ -6,6 +6,7 @@ import math
 import os
 import pickle
 import warnings
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from fedpeft.privacy.randomness import (
     grid,
     noised,
     poisson_batch,
+    sample,
 )
 
 # A right generator fails a test of this level once in a million runs.
@@ -214,3 +216,17 @@ def test_batches_at_the_edges(randomness):
 def test_a_rate_out_of_range_is_refused(randomness, rate):
     with pytest.raises(ValueError, match="sampling_rate <= 1"):
         poisson_batch(5, rate, randomness)
+
+
+def test_a_sample_is_uniform_and_never_larger_than_asked():
+    source = SeededRandomness(0)
+    taken = Counter()
+    for _ in range(3000):
+        chosen = sample([10, 20, 30], 2, source)
+        assert len(chosen) == 2
+        assert chosen == sorted(chosen)
+        taken.update(chosen)
+    # Each of three with probability 2/3: a standard deviation of 26.
+    assert all(taken[index] == pytest.approx(2000, abs=130) for index in (10, 20, 30))
+    assert sample([7], 2, source) == [7]
+    assert sample([], 2, source) == []

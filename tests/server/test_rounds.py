@@ -17,6 +17,7 @@ from fedpeft.errors import RunError
 from fedpeft.interfaces import Payload
 from fedpeft.model import TaskModel, trainable_state
 from fedpeft.peft import Head
+from fedpeft.privacy import SeededRandomness
 from fedpeft.tensors import flatten, scale, zeros_like
 from server.checkpoint import Progress, load_checkpoint
 from server.rounds import Server, final_state, run_rounds
@@ -29,7 +30,7 @@ class _Tokenizer:
     pad_token_id = 0
 
 
-class _HandMadeGrid(InProcessGrid):
+class HandMadeGrid(InProcessGrid):
     """Answers requests with `reply(client, request)`, in reverse order."""
 
     def __init__(self, num_clients: int, reply) -> None:
@@ -74,6 +75,7 @@ def server(tmp_path: Path) -> Server:
         compressor=Dense(),
         held_out=Encoded(list(ids), labels),
         output=tmp_path,
+        randomness=SeededRandomness,
     )
 
 
@@ -98,7 +100,7 @@ def test_the_mean_is_added_whatever_the_order_of_arrival(server, start) -> None:
         return _update(request.state, start.trainable, float(client))
 
     server = replace(server, config=_config("run.rounds=1"))
-    grid = _HandMadeGrid(4, reply)
+    grid = HandMadeGrid(4, reply)
     progress = run_rounds(grid, server, start)
     assert torch.allclose(flatten(progress.trainable), before * (1 + 1.5))
     assert progress.records[0]["replies"] == 4
@@ -106,7 +108,7 @@ def test_the_mean_is_added_whatever_the_order_of_arrival(server, start) -> None:
 
 
 def test_what_was_acknowledged_is_sent_back(server, start) -> None:
-    grid = _HandMadeGrid(4, lambda c, r: _update(r.state, start.trainable, 0.0))
+    grid = HandMadeGrid(4, lambda c, r: _update(r.state, start.trainable, 0.0))
     run_rounds(grid, server, start)
     first, second = grid.requests[0][1], grid.requests[-1][1]
     assert (first.ledger_length, second.ledger_length) == (0, 1)
@@ -136,7 +138,7 @@ def test_too_few_replies_stop_the_run_with_the_reason(
         return _update(request.state, start.trainable, 1.0)
 
     with pytest.raises(RunError, match=f"at least 2.4 of 4 .*{reason}"):
-        run_rounds(_HandMadeGrid(4, reply), server, start)
+        run_rounds(HandMadeGrid(4, reply), server, start)
     assert torch.equal(flatten(start.trainable), before)
     assert not (server.output / "events.jsonl").exists()
 
@@ -150,7 +152,7 @@ def test_one_bad_reply_of_four_is_counted_and_left_out(server, start) -> None:
         return _update(request.state, start.trainable, 1.0)
 
     server = replace(server, config=_config("run.rounds=1"))
-    progress = run_rounds(_HandMadeGrid(4, reply), server, start)
+    progress = run_rounds(HandMadeGrid(4, reply), server, start)
     assert torch.allclose(flatten(progress.trainable), 2 * before)
     assert progress.records[0]["failures"] == 1
 
@@ -158,7 +160,7 @@ def test_one_bad_reply_of_four_is_counted_and_left_out(server, start) -> None:
 def test_the_final_model_is_the_mean_of_the_last_rounds(server, start) -> None:
     config = _config("run.rounds=3", "run.average_last=2")
     before = flatten(start.trainable)
-    grid = _HandMadeGrid(4, lambda c, r: _update(r.state, start.trainable, 1.0))
+    grid = HandMadeGrid(4, lambda c, r: _update(r.state, start.trainable, 1.0))
     progress = run_rounds(grid, replace(server, config=config), start)
     # States double: 2, 4, 8 times the first; the mean of the last two is 6.
     final = flatten(final_state(progress, config))
@@ -166,7 +168,7 @@ def test_the_final_model_is_the_mean_of_the_last_rounds(server, start) -> None:
 
 
 def test_a_run_goes_on_from_its_checkpoint(server, start) -> None:
-    grid = _HandMadeGrid(4, lambda c, r: _update(r.state, start.trainable, 1.0))
+    grid = HandMadeGrid(4, lambda c, r: _update(r.state, start.trainable, 1.0))
     run_rounds(grid, server, start)
     loaded = load_checkpoint(server.output / "checkpoint", server.config.hash)
     assert loaded.server_round == 2

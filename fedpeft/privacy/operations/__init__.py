@@ -3,14 +3,24 @@
 from collections.abc import Callable
 
 from fedpeft.interfaces import Operation, OperationKind
-from fedpeft.privacy.operations import bias, linear, scale_shift
+from fedpeft.privacy.operations import (
+    bias,
+    embedding,
+    linear,
+    norm,
+    scale_shift,
+    tokens,
+)
 from fedpeft.privacy.operations._forward import Forward
-from fedpeft.privacy.per_sample import Rows
+from fedpeft.privacy.rows import Rows
 
 RULES: dict[OperationKind, Callable[[Operation, Rows], Forward]] = {
     "linear": linear.forward,
     "scale_shift": scale_shift.forward,
     "bias": bias.forward,
+    "norm": norm.forward,
+    "tokens": tokens.forward,
+    "embedding": embedding.forward,
 }
 
 __all__ = ["RULES", "Forward"]

@@ -5,19 +5,23 @@ import torch.nn.functional as F
 from torch import nn
 
 from fedpeft.interfaces import Operation
-from fedpeft.privacy.operations._forward import Forward
-from fedpeft.privacy.per_sample import Rows, tap
+from fedpeft.privacy.operations._forward import Forward, sum_positions
+from fedpeft.privacy.per_sample import tap
+from fedpeft.privacy.rows import Rows
 
 
 def forward(operation: Operation, rows: Rows) -> Forward:
     """Per sample: ``db = sum_t g_t``, whatever the layer computes before it adds b.
 
     Shapes: y ``(batch, features)`` or ``(batch, ..., features)``.
+
+    Raises:
+        ValueError: for a layer that is not plainly torch's own.
     """
     module, bias = operation.module, operation.parameters["bias"]
 
     def write(gradient: torch.Tensor) -> None:
-        rows.write(bias, gradient if gradient.dim() == 2 else _sum_positions(gradient))
+        rows.write(bias, sum_positions(gradient))
 
     def linear(x: torch.Tensor) -> torch.Tensor:
         assert isinstance(module, nn.Linear)
@@ -29,13 +33,12 @@ def forward(operation: Operation, rows: Rows) -> Forward:
         y = F.layer_norm(x, list(shape), weight, bias.detach(), module.eps)
         return tap(y, bias, write)
 
-    if isinstance(module, nn.Linear):
+    computes = type(module).forward
+    if computes is nn.Linear.forward:
         return linear
-    if isinstance(module, nn.LayerNorm):
+    if computes is nn.LayerNorm.forward:
         return layer_norm
-    raise ValueError(f"Expected a linear or norm layer, got {type(module).__name__}.")
-
-
-def _sum_positions(gradient: torch.Tensor) -> torch.Tensor:
-    """Sums ``(batch, ..., features)`` over all but the first and last dimension."""
-    return gradient.flatten(1, -2).sum(1)
+    raise ValueError(
+        f"Expected nn.Linear or nn.LayerNorm, got {type(module).__name__}, which may "
+        f"compute something else."
+    )

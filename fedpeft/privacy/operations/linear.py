@@ -6,7 +6,8 @@ from torch import nn
 
 from fedpeft.interfaces import Operation
 from fedpeft.privacy.operations._forward import Forward
-from fedpeft.privacy.per_sample import Rows, tap
+from fedpeft.privacy.per_sample import tap
+from fedpeft.privacy.rows import Rows
 
 
 def forward(operation: Operation, rows: Rows) -> Forward:

@@ -1,32 +1,31 @@
-"""``z = scale * y + shift`` behind a frozen layer."""
+"""``z = scale * y``, with a shift or without."""
 
 import torch
 
 from fedpeft.interfaces import Operation
-from fedpeft.privacy.operations._forward import Forward
-from fedpeft.privacy.per_sample import Rows, tap
+from fedpeft.privacy.operations._forward import Forward, sum_positions
+from fedpeft.privacy.per_sample import tap
+from fedpeft.privacy.rows import Rows
 
 
 def forward(operation: Operation, rows: Rows) -> Forward:
     """Per sample: ``dscale = sum_t g_t * y_t`` and ``dshift = sum_t g_t``.
 
-    Shapes: y ``(batch, features)`` or ``(batch, ..., features)``. The module offers the
-    frozen layer as ``base``.
+    Shapes: y ``(batch, features)`` or ``(batch, ..., features)``.
     """
-    base = operation.module.get_submodule("base")
-    scale, shift = operation.parameters["scale"], operation.parameters["shift"]
+    scale = operation.parameters["scale"]
+    shift = operation.parameters.get("shift")
 
     def write(gradient: torch.Tensor, y: torch.Tensor) -> None:
-        product = gradient * y
-        if gradient.dim() > 2:
-            gradient = gradient.flatten(1, -2).sum(1)
-            product = product.flatten(1, -2).sum(1)
-        rows.write(scale, product)
-        rows.write(shift, gradient)
+        rows.write(scale, sum_positions(gradient * y))
+        if shift is not None:
+            rows.write(shift, sum_positions(gradient))
 
-    def apply(x: torch.Tensor) -> torch.Tensor:
-        y = base(x)
-        factor, offset = scale.detach().to(y.dtype), shift.detach().to(y.dtype)
-        return tap(torch.addcmul(offset, y, factor), scale, write, y)
+    def apply(y: torch.Tensor) -> torch.Tensor:
+        factor = scale.detach().to(y.dtype)
+        if shift is None:
+            return tap(y * factor, scale, write, y)
+        z = torch.addcmul(shift.detach().to(y.dtype), y, factor)
+        return tap(z, scale, write, y)
 
     return apply

@@ -1,0 +1,103 @@
+"""Clocks and gauges of the benchmarks."""
+
+import gc
+import multiprocessing
+import random
+import statistics
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+
+
+def interleaved_medians(
+    steps: dict[str, Callable[[], None]],
+    rounds: int,
+    clock: Callable[[Callable[[], None]], float],
+) -> dict[str, float]:
+    """Returns each step's median time; all run in every round, in a new order.
+
+    What disturbs the machine for a while then disturbs all of them.
+    """
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(rounds):
+        order = random.Random(number).sample(list(steps), len(steps))
+        for name in order:
+            times[name].append(clock(steps[name]))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def cpu_seconds(work: Callable[[], None]) -> float:
+    """Returns the processor time of this process, which other processes barely move."""
+    started = time.process_time()
+    work()
+    return time.process_time() - started
+
+
+def cuda_seconds(work: Callable[[], None]) -> float:
+    """Returns the time between two events on the GPU around the work."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    work()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1000
+
+
+def forked_peak(work: Callable[[], None], warm_up: Callable[[], None]) -> int:
+    """Returns the bytes that the work adds to a forked process at its peak.
+
+    The warm-up is the same work in small: it loads the code that both run, which is no
+    part of what is measured.
+
+    Raises:
+        RuntimeError: what either raised there.
+    """
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_report_peak, args=(work, warm_up, sender))
+    child.start()
+    sender.close()
+    try:
+        answer = receiver.recv()
+    except EOFError:
+        answer = "the process ended without a word"
+    child.join()
+    if not isinstance(answer, int):
+        raise RuntimeError(answer)
+    return answer
+
+
+def cuda_peak(work: Callable[[], None], warm_up: Callable[[], None]) -> int:
+    """Returns the bytes that the work adds to the GPU's memory at its peak."""
+    warm_up()
+    gc.collect()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    work()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _report_peak(
+    work: Callable[[], None], warm_up: Callable[[], None], sender: Connection
+) -> None:
+    try:
+        warm_up()
+        gc.collect()
+        before = _status_bytes("VmRSS")
+        work()
+        sender.send(_status_bytes("VmHWM") - before)  # counted from the fork on
+    except Exception as error:
+        sender.send(f"{type(error).__name__}: {error}")
+
+
+def _status_bytes(field: str) -> int:
+    """Reads a line such as ``VmHWM:  1234 kB`` of this process."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == field:
+            return int(value.split()[0]) * 1024
+    raise RuntimeError(f"Expected {field} in /proc/self/status: measure on Linux.")
