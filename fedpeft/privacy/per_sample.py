@@ -56,6 +56,9 @@ def tap(
         write: adds to the rows.
         saved: tensors that `write` needs.
     """
+    if not saved and output.requires_grad:  # the same for less
+        output.register_hook(write)  # type: ignore[no-untyped-call]
+        return output
     result: torch.Tensor = _Tap.apply(output, anchor, write, *saved)  # type: ignore[no-untyped-call]
     return result
 

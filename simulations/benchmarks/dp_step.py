@@ -34,6 +34,7 @@ from simulations.benchmarks.measuring import (
     cuda_seconds,
     forked_peak,
     interleaved_medians,
+    keep_freed_memory,
 )
 from simulations.benchmarks.shapes import (
     PEFT_METHODS,
@@ -150,6 +151,7 @@ def measure(benches: list[Bench], rounds: int | None = None) -> Results:
     torch.set_num_threads(1)
     # All forks come before this process has held a model.
     peaks = {bench: bench.peaks() for bench in benches}
+    keep_freed_memory()
     results: Results = {}
     for bench in benches:
         memory = peaks[bench]

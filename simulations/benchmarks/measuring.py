@@ -1,5 +1,7 @@
 """Clocks and gauges of the benchmarks."""
 
+import contextlib
+import ctypes
 import gc
 import multiprocessing
 import random
@@ -10,6 +12,22 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
+
+# Of glibc's malloc.h.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc to keep what is freed instead of handing it back to the system.
+
+    Which of several steps then pays for fetching it anew, several percent, is chance:
+    it depends on where in the heap some small block happens to lie.
+    """
+    with contextlib.suppress(AttributeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(_M_MMAP_THRESHOLD, 2**25)
 
 
 def interleaved_medians(
