@@ -12,6 +12,7 @@ from fedpeft.errors import FedpeftError, LedgerError, PrivacyBudgetExceeded
 from fedpeft.interfaces import Payload
 from fedpeft.model import trainable_state
 from fedpeft.privacy import (
+    ENROLMENT,
     Question,
     Randomness,
     Release,
@@ -57,6 +58,8 @@ def answer(site: Site, client: int, state: Path, request: TrainRequest) -> Train
                 budget_epsilon=site.config.privacy.budget_epsilon,
             ) as release,
         ):
+            if request.server_round == ENROLMENT:
+                return _join(release, request)
             return _answer(site, client, release, request)
     except RequestConflict as error:
         return _refuse(client, request, "request-conflict", str(error))
@@ -66,6 +69,13 @@ def answer(site: Site, client: int, state: Path, request: TrainRequest) -> Train
         return _refuse(client, request, "budget-spent", str(error))
     except (FedpeftError, OSError) as error:
         return _refuse(client, request, "failed", str(error))
+
+
+def _join(release: Release, request: TrainRequest) -> TrainReply:
+    release.confirm(request.ledger_length, request.ledger_head)
+    question = Question(request.run, request.server_round, request.hash)
+    final = release.enrol(question)
+    return TrainReply("ok", final.payload, final.ledger_length, final.ledger_head)
 
 
 def _answer(
@@ -155,7 +165,8 @@ def _mismatch(site: Site, request: TrainRequest) -> Code | None:
     plan_hash = site.plan.hash if site.plan else ""
     if (request.config_hash, request.plan_hash) != (site.config.hash, plan_hash):
         return "config-mismatch"
-    if request.server_round > site.config.run.rounds:
+    first = ENROLMENT if site.plan and site.plan.is_secret else 1
+    if not first <= request.server_round <= site.config.run.rounds:
         return "config-mismatch"
     if request.backbone != site.model.fingerprint:
         return "backbone-mismatch"

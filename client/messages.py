@@ -36,7 +36,7 @@ class TrainRequest:
 
     Attributes:
         run: the run's id.
-        server_round: from 1.
+        server_round: from 1; 0 asks the client to join a run with secret cohorts.
         config_hash: of the configuration that both sides hold.
         plan_hash: of the privacy plan; empty without privacy.
         backbone: fingerprint of the frozen model.
@@ -62,8 +62,8 @@ class TrainRequest:
             raise InvalidPayload(
                 f"Expected a run id of 16 hex digits, got {self.run!r}."
             )
-        if self.server_round < 1 or min(self.ledger_length, self.durable_round) < 0:
-            raise InvalidPayload("Expected a round >= 1 and lengths >= 0.")
+        if min(self.server_round, self.ledger_length, self.durable_round) < 0:
+            raise InvalidPayload("Expected a round and lengths >= 0.")
 
     @property
     def hash(self) -> str:

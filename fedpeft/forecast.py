@@ -122,10 +122,6 @@ def _plan_table(forecast: Forecast) -> Table:
         table.add_row("noise correlated over", f"{plan.bands} rounds")
     if plan.count_noise is not None:
         table.add_row("noise on the count within the norm", f"{plan.count_noise:g}")
-    if plan.bands is not None:
-        table.add_row("noise correlated over", f"{plan.bands} rounds")
-    if plan.count_noise is not None:
-        table.add_row("noise on the count within the norm", f"{plan.count_noise:g}")
     if plan.max_examples is not None:
         table.add_row("examples of a person in a step", f"{plan.max_examples} at most")
     table.add_row("delta", f"{plan.target_delta:g}")

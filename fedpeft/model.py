@@ -10,7 +10,7 @@ from fedpeft.backbone import TextClassifier, load_backbone
 from fedpeft.config import RunConfig, build
 from fedpeft.errors import ConfigError
 from fedpeft.interfaces import Operation, PeftMethod
-from fedpeft.peft import METHODS
+from fedpeft.peft import METHODS, Prompt
 from fedpeft.seeds import derive_seed
 from fedpeft.tensors import Tensors
 
@@ -57,6 +57,7 @@ def build_model(config: RunConfig, num_labels: int) -> TaskModel:
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(config.run.seed, "adapter"))
         operations = _attach(method, backbone.module, config.peft.name)
+        _check_room(config, backbone.module, method)
         module = TextClassifier(backbone.module, backbone.hidden_size, num_labels)
     module.to("cuda" if torch.cuda.is_available() else "cpu")
     constants = {
@@ -71,6 +72,20 @@ def build_model(config: RunConfig, num_labels: int) -> TaskModel:
         backbone.fingerprint,
         constants,
     )
+
+
+def _check_room(config: RunConfig, backbone: nn.Module, method: PeftMethod) -> None:
+    """Refuses texts longer than the backbone has positions for.
+
+    Before any is read: that one client's training fails would tell of its longest text.
+    """
+    positions = getattr(backbone.config, "max_position_embeddings", None)
+    added = method.length if isinstance(method, Prompt) else 0
+    if positions is not None and config.data.max_length + added > positions:
+        raise ConfigError(
+            f"[data] max_length: expected at most {positions - added} tokens for this "
+            f"backbone{' and prompt' if added else ''}, got {config.data.max_length}."
+        )
 
 
 def _attach(method: PeftMethod, backbone: nn.Module, name: str) -> list[Operation]:

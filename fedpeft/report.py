@@ -52,14 +52,14 @@ class RoundReporter:
             self._console.print(log.getMessage(), highlight=False, soft_wrap=True)
             return
         metric = record["metric"]
-        clients, sent = "hidden clients", ""
+        clients, sent = "clients hidden", ""
         if record["replies"] is not None:
             clients = f"{record['replies']}/{record['cohort_size']} clients"
-            sent = f"{record['bytes_up']:>9,} bytes up  "
+            sent = f"{record['bytes_up']:>9,} bytes up  {record['seconds']:.1f} s"
         line = (
             f"round {record['round']:>3}  {clients}  "
             f"accuracy {'     -' if metric is None else f'{metric:.4f}'}  "
-            f"{sent}{record['seconds']:.1f} s"
+            f"{sent}"
         )
         self._console.print(line, highlight=False, soft_wrap=True)
         self._bar.update(self._task, completed=record["round"])
@@ -97,5 +97,5 @@ def result_table(result: dict[str, Any]) -> Table:
     if sent["bytes_up"] is not None:  # at client level it would count the clients
         table.add_row("bytes up", f"{sent['bytes_up']:,}")
         table.add_row("times less than dense fp32", f"{sent['ratio']:.1f}")
-    table.add_row("seconds", f"{result['seconds']:.0f}")
+        table.add_row("seconds", f"{result['seconds']:.0f}")
     return table

@@ -178,8 +178,8 @@ class PrivacySection(Section):
             them; or ``none``. The first two are protected at the client, and so against
             the server too; the third by the server, which must be trusted.
         target_epsilon: what this run may spend; the noise is calibrated for it.
-        budget_epsilon: what a client's data may release over all runs in its ledger;
-            None allows `target_epsilon`.
+        budget_epsilon: what a client's data may release over all runs in its ledger,
+            at this run's `target_delta`; None allows `target_epsilon`.
         noise: ``secure`` (a cryptographic keystream) or ``seeded`` (tests and
             reproductions: whoever knows the seed can remove the noise).
         engine: of per-sample gradients: ``taps`` is ours; ``opacus`` knows more layers

@@ -79,7 +79,7 @@ def serve(
     started = time.perf_counter()
     server = open_server(config, output)
     progress = _start(server, resume=resume)
-    earlier = sum(record["seconds"] for record in progress.records)
+    earlier = sum(record["seconds"] or 0.0 for record in progress.records)
     run_rounds(grid, server, progress)
     _write_model(server, progress)
     result = build_result(
@@ -157,13 +157,33 @@ def _start(server: Server, *, resume: bool) -> Progress:
         progress = load_checkpoint(
             folder, server.config.hash, may_fall_back=not server.hides_clients
         )
+        if server.hides_clients:
+            _check_nothing_is_forgotten(server.output, progress)
         restore_events(server.output, progress)
         return progress
     state = trainable_state(server.model)
     progress = Progress(0, state, server.aggregator.init(state), zeros_like(state))
+    if server.hides_clients:
+        _check_nothing_is_forgotten(server.output, progress)
     write_atomically(server.output / "config.toml", server.config.to_toml().encode())
     save_checkpoint(folder, progress, server.config.hash)
     return progress
+
+
+def _check_nothing_is_forgotten(output: Path, progress: Progress) -> None:
+    """Refuses to go on from before a round that was released.
+
+    Raises:
+        RunError: the same answers would be released again, with other noise.
+    """
+    path = output / "events.jsonl"
+    released = len(path.read_text().splitlines()) if path.exists() else 0
+    if released > progress.server_round:
+        raise RunError(
+            f"Expected a checkpoint of round {released} in {output}, found one of "
+            f"round {progress.server_round}: the rounds between would be released a "
+            "second time. Start a new run."
+        )
 
 
 def _write_model(server: Server, progress: Progress) -> None:

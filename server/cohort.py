@@ -48,7 +48,7 @@ class SecretFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
 
     def cohort(
         self, config: RunConfig, server_round: int, randomness: Randomness
@@ -66,9 +66,9 @@ class SecretFile:
         """Adds an event; it is on disk, whole, when this returns."""
         events = [*self._events(), event]
         text = "".join(json.dumps(event) + "\n" for event in events)
-        write_atomically(self._path, text.encode())  # readable by its owner alone
+        write_atomically(self.path, text.encode())  # readable by its owner alone
 
     def _events(self) -> list[dict[str, Any]]:
-        if not self._path.exists():
+        if not self.path.exists():
             return []
-        return [json.loads(line) for line in self._path.read_text().splitlines()]
+        return [json.loads(line) for line in self.path.read_text().splitlines()]

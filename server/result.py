@@ -61,8 +61,8 @@ def build_result(
         "threads": 1,
         "privacy": _privacy(config, server.plan, progress, spent),
         "communication": _communication(progress, server.hides_clients),
-        "seconds": round(seconds, 1),
-        "peak_memory_bytes": memory,
+        "seconds": None if server.hides_clients else round(seconds, 1),
+        "peak_memory_bytes": None if server.hides_clients else memory,
     }
 
 
@@ -80,7 +80,7 @@ def _privacy(
         rounds = progress.server_round
     price = epsilon([plan.composition(rounds)], plan.target_delta)
     spent_epsilon = spent() if spent else price
-    if plan.is_secret:  # no ledger knows it of a client that was never drawn
+    if not plan.is_dp_sgd:  # whether a ledger shows less would tell who answered
         spent_epsilon = max(spent_epsilon, price)
     stated = dataclasses.asdict(plan)
     return {

@@ -27,7 +27,7 @@ from fedpeft.errors import InvalidPayload, RunError
 from fedpeft.evaluation import evaluate
 from fedpeft.interfaces import Aggregator, Compressor, Payload, Update
 from fedpeft.model import TaskModel, load_trainable_state
-from fedpeft.privacy import Plan, Randomness
+from fedpeft.privacy import ENROLMENT, Plan, Randomness
 from fedpeft.tensors import Tensors, add, scale
 from server.checkpoint import Progress, save_checkpoint
 from server.cohort import SecretFile, rotation
@@ -83,16 +83,45 @@ def run_rounds(grid: Grid, server: Server, progress: Progress) -> Progress:
     Raises:
         RunError: if too small a share of a cohort answers.
     """
+    if server.plan is not None and server.plan.is_secret and not progress.server_round:
+        enrol(grid, server, progress)
     for server_round in range(progress.server_round + 1, server.config.run.rounds + 1):
-        started = time.perf_counter()
         record = _run_round(grid, server, progress, server_round)
-        record["seconds"] = round(time.perf_counter() - started, 3)
         progress.records.append(record)
         save_checkpoint(server.output / "checkpoint", progress, server.config.hash)
         line = json.dumps(record).encode() + b"\n"
         append_durably(server.output / "events.jsonl", line)
         _log(record)
     return progress
+
+
+def enrol(grid: Grid, server: Server, progress: Progress) -> None:
+    """Has every client charge the whole run to its ledger, drawn later or not.
+
+    Raises:
+        RunError: if one does not: the plan counts on all of them.
+    """
+    clients = range(server.config.partition.num_clients)
+    requests = {
+        client: _request(server, progress, ENROLMENT, client, b"") for client in clients
+    }
+    replies = exchange(grid, requests)
+    joined = [client for client in clients if _code(replies, client) == "ok"]
+    for client in joined:
+        reply = replies[client]
+        progress.acknowledged[client] = (reply.ledger_length, reply.ledger_head)
+    if len(joined) < len(clients):
+        codes = Counter(_code(replies, client) for client in clients)
+        raise RunError(
+            f"Expected all {len(clients)} clients to join, got "
+            f"{', '.join(f'{n} {code}' for code, n in sorted(codes.items()))}: every "
+            "client is charged for a run with secret cohorts. Mend the cause and go on "
+            "with --resume, or start a run without those clients."
+        )
+
+
+def _code(replies: dict[int, TrainReply], client: int) -> str:
+    return replies[client].code if client in replies else "silent"
 
 
 def restore_events(output: Path, progress: Progress) -> None:
@@ -122,6 +151,7 @@ def _run_round(
     grid: Grid, server: Server, progress: Progress, server_round: int
 ) -> dict[str, Any]:
     """Advances `progress` by one round and returns the round's record."""
+    started = time.perf_counter()
     cohort = _cohort(server, server_round)
     state = COMPRESSORS["dense"]().compress(progress.trainable, torch.Generator())
     requests = {
@@ -134,23 +164,20 @@ def _run_round(
     tally = Tally()
     updates = _updates(server, progress, replies, tally)
     _advance(server, progress, server_round, updates, tally, len(cohort))
-    counts: dict[str, int | None] = {
+    metric = _metric(server, progress)
+    counts: dict[str, int | float | None] = {
         "cohort_size": len(cohort),
         "replies": tally.replies,
         "failures": len(cohort) - tally.replies,
         "bytes_up": tally.bytes_up,
         "bytes_down": sum(len(request.state) for request in requests.values()),
         "entropy_bytes": round(tally.entropy_bits / 8),
+        "seconds": round(time.perf_counter() - started, 3),
     }
     if server.hides_clients:
         server.secrets.note({"round": server_round, **counts})
         counts = dict.fromkeys(counts)
-    return {
-        "round": server_round,
-        **counts,
-        "metric": _metric(server, progress),
-        "seconds": 0.0,
-    }
+    return {"round": server_round, **counts, "metric": metric}
 
 
 def _cohort(server: Server, server_round: int) -> list[int]:
@@ -181,11 +208,11 @@ def _advance(
     needed = server.config.cohort.min_reply_share * cohort_size
     first = next(updates, None)
     if first is None and cohort_size:
-        raise RunError(_too_few(server_round, cohort_size, tally, needed))
+        raise RunError(_too_few(server, server_round, cohort_size, tally, needed))
     stream = updates if first is None else chain([first], updates)
     step, aggregator = server.aggregator.aggregate(stream, progress.aggregator)
     if tally.replies < needed:
-        raise RunError(_too_few(server_round, cohort_size, tally, needed))
+        raise RunError(_too_few(server, server_round, cohort_size, tally, needed))
     progress.aggregator = aggregator
     progress.trainable = add(progress.trainable, step)
     if server_round > run.rounds - run.average_last:
@@ -229,7 +256,8 @@ def exchange(grid: Grid, requests: dict[int, TrainRequest]) -> dict[int, TrainRe
     replies = {}
     for message in grid.send_and_receive(messages):
         client = nodes.index(message.metadata.src_node_id)
-        replies[client] = _read_reply(client, message)
+        if client in requests:
+            replies[client] = _read_reply(client, message)
     return replies
 
 
@@ -279,7 +307,17 @@ def _metric(server: Server, progress: Progress) -> float | None:
     return None
 
 
-def _too_few(server_round: int, cohort_size: int, tally: Tally, needed: float) -> str:
+def _too_few(
+    server: Server, server_round: int, cohort_size: int, tally: Tally, needed: float
+) -> str:
+    if server.hides_clients:
+        note = {"cohort_size": cohort_size, "replies": tally.replies, **tally.codes}
+        server.secrets.note({"round": server_round, "stopped": note})
+        return (
+            f"Round {server_round}: too small a share of the cohort answered. Who and "
+            f"why stands in {server.secrets.path}; mend the cause and go on with "
+            "--resume."
+        )
     codes = ", ".join(f"{count} {code}" for code, count in sorted(tally.codes.items()))
     silent = cohort_size - tally.replies - sum(tally.codes.values())
     reasons = codes + (f"{', ' if codes else ''}{silent} silent" if silent else "")

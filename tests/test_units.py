@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from fedpeft.config import RunConfig
-from fedpeft.errors import ConfigError
+from fedpeft.errors import ConfigError, RunError
 from fedpeft.privacy import data_sources, make_plan, verify
 from fedpeft.tensors import flatten
 from simulations.engine import simulate
@@ -49,6 +49,8 @@ def _model(output: Path) -> torch.Tensor:
 def _forget_the_last_round(output: Path) -> None:
     """Leaves what a crash just before the last checkpoint would."""
     max((output / "checkpoint").iterdir()).unlink()
+    events = output / "events.jsonl"
+    events.write_text("".join(events.read_text().splitlines(keepends=True)[:-1]))
     shutil.rmtree(output / "model")
     (output / "result.json").unlink()
 
@@ -115,3 +117,30 @@ def test_what_does_not_go_together_is_one_clear_line(
     with pytest.raises(ConfigError, match=message) as caught:
         make_plan(_config(Path("reviews.csv"), overrides))
     assert "\n" not in str(caught.value)
+
+
+def test_clients_that_are_never_drawn_pay_for_a_run_too(
+    small_reviews: Path, tmp_path: Path
+) -> None:
+    state = f"run.state={tmp_path / 'state'}"
+    config = _config(small_reviews, (*POISSON, "run.rounds=1", "cohort.size=1", state))
+    simulate(config, tmp_path / "first")
+    ledgers = [verify(tmp_path / "state", s) for s in data_sources(tmp_path / "state")]
+    assert len(ledgers) == 4
+    assert len({ledger.spent(1e-5) for ledger in ledgers}) == 1
+    with pytest.raises(RunError, match="4 budget-spent"):
+        simulate(config, tmp_path / "second")
+
+
+@pytest.mark.parametrize("lost", ["checkpoint", "newest"])
+def test_a_released_round_is_not_released_again(
+    small_reviews: Path, tmp_path: Path, lost: str
+) -> None:
+    config = _config(small_reviews, CLIENT)
+    simulate(config, tmp_path)
+    if lost == "newest":
+        max((tmp_path / "checkpoint").iterdir()).unlink()
+    else:
+        shutil.rmtree(tmp_path / "checkpoint")
+    with pytest.raises(RunError, match="a second time"):
+        simulate(config, tmp_path, resume=True)

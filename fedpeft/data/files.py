@@ -1,6 +1,7 @@
 """The user's own file: csv, jsonl or parquet, one example a row."""
 
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -100,8 +101,10 @@ def _value(place: str, row: Mapping[str, object], key: str, column: str) -> str:
             f"{place}: expected a {key} in column {column!r}, got half a character "
             "(a lone surrogate); remove it."
         )
-    if isinstance(value, (str, *_NUMBERS[key])):
-        return str(value).strip() if key == "person" else str(value)
+    if isinstance(value, (str, *_NUMBERS[key])) and not (
+        key == "person" and isinstance(value, bool)
+    ):
+        return _plain(str(value)) if key == "person" else str(value)
     raise DataError(
         f"{place}: expected a {key} in column {column!r}, got {value!r}; write it as a "
         "string."
@@ -121,3 +124,14 @@ def _is_encodable(value: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _plain(person: str) -> str:
+    r"""Returns a name without what no eye sees: one person must not count as two.
+
+    >>> _plain("\ufeffJose\u0301 ") == "Jos\xe9"
+    True
+    """
+    composed = unicodedata.normalize("NFKC", person)
+    visible = (letter for letter in composed if unicodedata.category(letter) != "Cf")
+    return "".join(visible).strip()

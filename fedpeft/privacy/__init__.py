@@ -2,6 +2,7 @@
 
 from fedpeft.privacy.accountant import Composition, epsilon
 from fedpeft.privacy.adopt import Adoption, adopt, verify
+from fedpeft.privacy.authorisation import ENROLMENT
 from fedpeft.privacy.banded import Banded
 from fedpeft.privacy.calibration import calibrate
 from fedpeft.privacy.client_level import AdaptiveNorm, PrivateMean
@@ -33,6 +34,7 @@ from fedpeft.privacy.release import (
 )
 
 __all__ = [
+    "ENROLMENT",
     "SEEDED",
     "SLACK",
     "TRUSTED_SERVER",

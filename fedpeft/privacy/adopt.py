@@ -123,6 +123,9 @@ def _costliest(known: list[Entry], data_source: str) -> Entry:
     An edited value that is no number, or out of range, is as dear as no noise at all.
     """
     noise = min((_number(e.noise_multiplier) for e in known), default=0.0)
+    charged = {entry.run for entry in known if entry.steps}
+    if any(not entry.steps and entry.run not in charged for entry in known):
+        noise = 0.0  # what the run cost as a whole is among what is lost
     private = noise > 0
     return Entry(
         run="",

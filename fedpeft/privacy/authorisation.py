@@ -9,17 +9,23 @@ from fedpeft.privacy.filter import admits
 from fedpeft.privacy.ledger import SEEDED, Entry
 from fedpeft.privacy.plan import Plan
 
+ENROLMENT = 0
+"""The number of the round in which a client joins a run with secret cohorts."""
+
 
 def price(plan: Plan, entries: Sequence[Entry], run: str) -> Composition:
     """Returns what a client's next answer in a run releases.
 
-    Where cohorts are secret every round speaks of every client, in it or not. So the
-    first answer is charged the whole run, and the ones after it nothing.
+    Where cohorts are secret every round speaks of every client, drawn or not: the
+    chance of not being drawn is what amplifies, and it is used up either way. So all
+    clients are charged the whole run before its first round (:data:`ENROLMENT`), and
+    their answers cost nothing more.
     """
     if not plan.is_secret:
         return plan.composition()
-    is_first = all(entry.run != run for entry in entries)
-    return plan.composition(plan.max_participations if is_first else 0)
+    return plan.composition(
+        0 if _is_enrolled(entries, run) else plan.max_participations
+    )
 
 
 def authorise(
@@ -45,12 +51,21 @@ def authorise(
         PrivacyBudgetExceeded: if they do not; says why.
     """
     _same_kind(plan, entries)
+    if any(e.run == run and e.plan_hash != plan.hash for e in entries):
+        raise PrivacyBudgetExceeded(
+            "The ledger holds answers to this run under another plan: start a new run."
+        )
+    if plan.is_secret and server_round != ENROLMENT and not _is_enrolled(entries, run):
+        raise PrivacyBudgetExceeded(
+            "The plan draws cohorts in secret and charges every client before the "
+            "first round; this one was not asked to join: start a new run."
+        )
     if any(entry.mechanism == SEEDED for entry in entries) and not is_seeded:
         raise PrivacyBudgetExceeded(
             "The ledger holds releases with seeded noise, which whoever knows the seed "
             "can remove: nothing can be promised for these data any more."
         )
-    rounds = [entry.round for entry in entries if entry.run == run]
+    rounds = [e.round for e in entries if e.run == run and e.round != ENROLMENT]
     if len(rounds) >= plan.max_participations:
         raise PrivacyBudgetExceeded(
             f"The plan allows {plan.max_participations} rounds a client, and this one "
@@ -71,6 +86,10 @@ def authorise(
             f"{plan.target_delta:g}: it counts {len(entries)} releases already, over "
             "all runs."
         )
+
+
+def _is_enrolled(entries: Sequence[Entry], run: str) -> bool:
+    return any(entry.run == run and entry.round == ENROLMENT for entry in entries)
 
 
 def _same_kind(plan: Plan, entries: Sequence[Entry]) -> None:

@@ -102,6 +102,8 @@ class DpSgd(PrivacyEngine):
             total = rows.clipped_sum(self._bound)
         else:
             total = clipped_sum(summed_by(owners, rows.dense()), self._bound)
+        # In double precision: thousands of aligned examples must not sum to more.
+        total = total.double()
         self._sum = total if self._sum is None else self._sum.add_(total)
 
     def step(self, noise: NoiseFn) -> None:
@@ -109,8 +111,9 @@ class DpSgd(PrivacyEngine):
         sizes = [parameter.numel() for parameter in self._parameters]
         total = self._sum
         if total is None:  # an empty batch
-            total = torch.zeros(sum(sizes), device=self._parameters[0].device)
-        gradient = noise(total, self._deviation) / self._nominal_batch
+            device = self._parameters[0].device
+            total = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
+        gradient = noise(total, self._deviation).float() / self._nominal_batch
         parts = zip(self._parameters, torch.split(gradient, sizes), strict=True)
         for parameter, part in parts:
             parameter.grad = part.view(parameter.shape)

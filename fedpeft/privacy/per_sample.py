@@ -56,7 +56,9 @@ def tap(
         write: adds to the rows.
         saved: tensors that `write` needs.
     """
-    if not saved and output.requires_grad:  # the same for less
+    # A hook does the same for less. It would keep `saved` from checkpointing and from
+    # autograd's watch over changes in place, and is lost when a view is changed so.
+    if not saved and output.requires_grad and not output._is_view():
         output.register_hook(write)  # type: ignore[no-untyped-call]
         return output
     result: torch.Tensor = _Tap.apply(output, anchor, write, *saved)  # type: ignore[no-untyped-call]

@@ -210,5 +210,8 @@ def _gaussian_pairs(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
     """
     fraction = (words[1] + 0.5) * 2.0**-64
     radius = np.sqrt(-2.0 * np.log((words[0] + fraction) * 2.0**-64))
-    angle = words[2] * (2.0**-64 * 2.0 * math.pi)
-    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
+    # Torch's sine and cosine take a third of numpy's time.
+    angle = torch.from_numpy(words[2] * (2.0**-64 * 2.0 * math.pi))
+    waves = torch.cat([torch.cos(angle), torch.sin(angle)]).numpy()
+    waves.reshape(2, -1)[:] *= radius
+    return waves

@@ -31,6 +31,9 @@ from fedpeft.privacy.plan import Plan
 from fedpeft.privacy.randomness import Randomness
 from fedpeft.tensors import Tensors
 
+ENROLLED = b"enrolled"
+"""What a client answers when it has joined a run."""
+
 
 class RequestConflict(LedgerError):
     """A round that was answered is asked again with another request."""
@@ -190,6 +193,22 @@ class Release:
         except PrivacyBudgetExceeded as error:
             source = self._ledger.data_source
             raise PrivacyBudgetExceeded(f"{source}: {error}") from None
+
+    def enrol(self, question: Question) -> Answer:
+        """Charges a run with secret cohorts, whole, before its first round; once.
+
+        Nothing is released by it: the charge is all there is.
+
+        Raises:
+            PrivacyBudgetExceeded: if plan and ledger do not allow the run.
+        """
+        known = [e for e in self._ledger.entries if e.run == question.run]
+        if not known:
+            self.authorise(question)
+            self._ledger.append(self._entry(question).sealed(self._ledger.head))
+        elif known[0].request_hash != question.request_hash:
+            raise RequestConflict("The run was joined by another request.")
+        return self._answer(ENROLLED)
 
     @property
     def _mechanism(self) -> str:

@@ -92,10 +92,12 @@ class Rows:
 
         A row that is not finite is zeroed in place.
         """
-        squares = torch.linalg.vector_norm(self._matrix, dim=1).square_()
+        # In double precision, in which no square is too small or too large.
+        squares = torch.linalg.vector_norm(self._matrix, dim=1).double().square_()
         for gradient, x in self._factors.values():
-            squares += (gradient.norm(dim=1) * x.norm(dim=1)).square_()
-        norms = squares.sqrt_()
+            lengths = gradient.double().norm(dim=1) * x.double().norm(dim=1)
+            squares += lengths.square_()
+        norms = squares.sqrt_().float()
         finite = norms.isfinite()
         if not finite.all():
             self._zero(~finite)

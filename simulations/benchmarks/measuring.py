@@ -19,15 +19,27 @@ _M_MMAP_THRESHOLD = -3
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to keep what is freed instead of handing it back to the system.
+    """Makes glibc keep what is freed instead of handing it back to the system.
 
     Which of several steps then pays for fetching it anew, several percent, is chance:
     it depends on where in the heap some small block happens to lie.
     """
+    _set_malloc(_M_TRIM_THRESHOLD, 2**31 - 1)
+    _set_malloc(_M_MMAP_THRESHOLD, 2**25)
+
+
+def return_freed_memory() -> None:
+    """Makes glibc hand back every freed tensor of 64 KiB and more at once.
+
+    A process then holds what is in use, without the holes of its heap, which differ by
+    chance too.
+    """
+    _set_malloc(_M_MMAP_THRESHOLD, 2**16)
+
+
+def _set_malloc(parameter: int, value: int) -> None:
     with contextlib.suppress(AttributeError):  # another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-        mallopt(_M_MMAP_THRESHOLD, 2**25)
+        ctypes.CDLL(None).mallopt(parameter, value)
 
 
 def interleaved_medians(
@@ -56,20 +68,21 @@ def cpu_seconds(work: Callable[[], None]) -> float:
 
 def cuda_seconds(work: Callable[[], None]) -> float:
     """Returns the time between two events on the GPU around the work."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     torch.cuda.synchronize()
     start.record()
     work()
     end.record()
     torch.cuda.synchronize()
-    return start.elapsed_time(end) / 1000
+    return float(start.elapsed_time(end)) / 1000  # it counts milliseconds
 
 
 def forked_peak(work: Callable[[], None], warm_up: Callable[[], None]) -> int:
     """Returns the bytes that the work adds to a forked process at its peak.
 
-    The warm-up is the same work in small: it loads the code that both run, which is no
-    part of what is measured.
+    Linux counts a fork's peak from the fork on. The warm-up is the same work in small:
+    it loads the code that both run, which is no part of what is measured.
 
     Raises:
         RuntimeError: what either raised there.
@@ -103,11 +116,12 @@ def _report_peak(
     work: Callable[[], None], warm_up: Callable[[], None], sender: Connection
 ) -> None:
     try:
+        return_freed_memory()
         warm_up()
         gc.collect()
         before = _status_bytes("VmRSS")
         work()
-        sender.send(_status_bytes("VmHWM") - before)  # counted from the fork on
+        sender.send(_status_bytes("VmHWM") - before)
     except Exception as error:
         sender.send(f"{type(error).__name__}: {error}")
 

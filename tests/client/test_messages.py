@@ -54,7 +54,7 @@ def _altered(message: TrainRequest | TrainReply, **changes: object) -> RecordDic
         {"run": "*"},
         {"run": ""},
         {"run": 5},
-        {"server_round": 0},
+        {"server_round": -1},
         {"server_round": -3},
         {"server_round": True},
         {"server_round": "1"},

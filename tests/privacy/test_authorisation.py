@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from fedpeft.errors import PrivacyBudgetExceeded
-from fedpeft.privacy import SEEDED, Composition, Plan, epsilon
+from fedpeft.privacy import ENROLMENT, SEEDED, Composition, Plan, epsilon
 from fedpeft.privacy.authorisation import authorise, price
 from fedpeft.privacy.ledger import Entry
 
@@ -85,20 +85,31 @@ def test_the_cap_holds_a_run_and_the_budget_all_runs() -> None:
         _allow(EXAMPLE, entries, 1, run="another", budget_epsilon=1.0)
 
 
-def test_under_secret_cohorts_the_first_answer_is_charged_the_whole_run() -> None:
-    entries = _answered(SECRET, [3, 4, 9])
+def test_under_secret_cohorts_joining_is_charged_the_whole_run() -> None:
+    entries = _answered(SECRET, [ENROLMENT, 3, 4])
     assert [entry.steps for entry in entries] == [40, 0, 0]
     spent = epsilon([entry.composition for entry in entries], 1e-5)
     assert spent == epsilon([SECRET.composition(40)], 1e-5)
     _allow(SECRET, entries, 10)
 
 
+def test_who_was_not_asked_to_join_does_not_answer() -> None:
+    with pytest.raises(PrivacyBudgetExceeded, match="not asked to join"):
+        _allow(SECRET, [], 1)
+
+
 def test_a_second_run_under_secret_cohorts_needs_a_budget_of_its_own() -> None:
-    entries = _answered(SECRET, [3])
+    entries = _answered(SECRET, [ENROLMENT])  # and never drawn: it pays all the same
     spent = epsilon([SECRET.composition(40)], 1e-5)
     with pytest.raises(PrivacyBudgetExceeded, match="over all runs"):
-        _allow(SECRET, entries, 1, run="another", budget_epsilon=1.01 * spent)
-    _allow(SECRET, entries, 1, run="another", budget_epsilon=2 * spent)
+        _allow(SECRET, entries, ENROLMENT, "another", budget_epsilon=1.01 * spent)
+    _allow(SECRET, entries, ENROLMENT, "another", budget_epsilon=2 * spent)
+
+
+def test_another_plan_under_the_same_run_is_refused() -> None:
+    looser = dataclasses.replace(SECRET, noise_multiplier=0.5)
+    with pytest.raises(PrivacyBudgetExceeded, match="another plan"):
+        _allow(looser, _answered(SECRET, [ENROLMENT]), 1, budget_epsilon=1e3)
 
 
 def test_banded_noise_keeps_its_distance_between_rounds() -> None:
@@ -114,7 +125,7 @@ def test_units_and_relations_are_never_added() -> None:
         _allow(EXAMPLE, _answered(SECRET, [1]), 1)
     fixed = dataclasses.replace(SECRET, sampling="fixed", relation="replace-one")
     with pytest.raises(PrivacyBudgetExceeded, match="replace-one"):
-        _allow(SECRET, _answered(fixed, [1], run="earlier"), 1)
+        _allow(SECRET, _answered(fixed, [ENROLMENT], run="earlier"), ENROLMENT)
 
 
 def test_a_lost_entry_without_privacy_allows_nothing() -> None:

@@ -316,7 +316,7 @@ def test_adopting_prices_lost_entries_by_what_stands_behind_the_damage(
     state: Path,
 ) -> None:
     dear = dataclasses.replace(PLAN, noise_multiplier=0.5, target_epsilon=100.0)
-    _release(state, 3, plan=dear)
+    _release(state, 3, "another", plan=dear)
     honest = verify(state, SOURCE).spent(1e-5)
     lines = _lines(state)
     _rewrite(

@@ -20,7 +20,7 @@ from server.rounds import Server, run_rounds
 from tests.helpers import small_config
 from tests.server.test_rounds import HandMadeGrid, server, start  # noqa: F401
 
-HIDDEN = ("cohort_size", "replies", "failures", "bytes_up", "bytes_down")
+HIDDEN = ("cohort_size", "replies", "failures", "bytes_up", "bytes_down", "seconds")
 
 
 def _client_level(*overrides: str):
@@ -55,7 +55,8 @@ def test_the_sum_is_clipped_and_divided_by_the_nominal_cohort(secret) -> None:
     # Each answer moves the model by its norm of 1, halved, in the direction of ones.
     moved = flatten(progress.trainable) - before
     expected = torch.ones_like(before) / before.numel() ** 0.5
-    assert torch.allclose(moved, len(grid.requests) / 2 * expected, rtol=1e-4)
+    answers = len([1 for _, request in grid.requests if request.server_round])
+    assert torch.allclose(moved, answers / 2 * expected, rtol=1e-4)
 
 
 def test_who_answered_and_how_many_stays_with_the_server(secret) -> None:
@@ -70,7 +71,7 @@ def test_who_answered_and_how_many_stays_with_the_server(secret) -> None:
     assert path.stat().st_mode & 0o077 == 0
     events = [json.loads(line) for line in path.read_text().splitlines()]
     cohorts = [event["cohort"] for event in events if "cohort" in event]
-    asked = [client for client, _ in grid.requests]
+    asked = [client for client, request in grid.requests if request.server_round]
     assert sorted(asked) == sorted(client for cohort in cohorts for client in cohort)
     assert len({len(cohort) for cohort in cohorts}) > 1
 
@@ -84,7 +85,8 @@ def test_an_empty_cohort_is_a_round_of_noise(secret) -> None:
     secrets = SecretFile(server.output / "server" / "secrets.jsonl")
     secrets.note({"round": 1, "cohort": []})
     server = replace(server, config=config, aggregator=rule)
-    run_rounds(HandMadeGrid(4, lambda c, r: None), server, progress)
+    grid = HandMadeGrid(4, lambda c, r: TrainReply("ok", b"enrolled", 1, "h"))
+    run_rounds(grid, server, progress)
     moved = flatten(progress.trainable) - before
     assert progress.server_round == 1
     assert moved.std() == pytest.approx(1.5, rel=0.3)
@@ -92,14 +94,18 @@ def test_an_empty_cohort_is_a_round_of_noise(secret) -> None:
 
 def test_a_round_that_is_tried_again_asks_the_same_clients(secret) -> None:
     server, progress = secret  # noqa: F811
-    first = HandMadeGrid(4, lambda c, r: Error(3, "crashed"))
-    with pytest.raises(RunError, match="failed"):
-        run_rounds(first, server, progress)
     template = dict(progress.trainable)
+
+    def crash(client: int, request: TrainRequest):
+        return Error(3, "crashed") if request.server_round else _ones(request, template)
+
+    first = HandMadeGrid(4, crash)
+    with pytest.raises(RunError, match="Who and why stands in"):
+        run_rounds(first, server, progress)
     second = HandMadeGrid(4, lambda c, r: _ones(r, template))
     server = replace(server, randomness=lambda server_round: SeededRandomness(9))
     run_rounds(second, server, progress)
-    failed = {client for client, _ in first.requests}
+    failed = {client for client, asked in first.requests if asked.server_round}
     again = {client for client, request in second.requests if request.server_round == 1}
     assert failed == again != set()
 
@@ -150,6 +156,26 @@ def test_an_update_that_is_not_finite_counts_as_none(secret) -> None:
         return replace(answer, payload=replace(payload, body=body).to_bytes())
 
     server = replace(server, config=_client_level("cohort.min_reply_share=0.1"))
-    with pytest.raises(RunError, match="invalid-payload"):
+    with pytest.raises(RunError, match="too small a share"):
         run_rounds(HandMadeGrid(4, reply), server, progress)
+    assert "invalid-payload" in server.secrets.path.read_text()
     assert torch.equal(flatten(progress.trainable), before)
+
+
+def test_every_client_joins_before_the_first_round_or_nothing_starts(secret) -> None:
+    server, progress = secret  # noqa: F811
+    template = dict(progress.trainable)
+
+    def reply(client: int, request: TrainRequest) -> TrainReply:
+        if client == 3:
+            return TrainReply("budget-spent")
+        return _ones(request, template)
+
+    with pytest.raises(
+        RunError, match="all 4 clients to join, got 1 budget-spent, 3 ok"
+    ):
+        run_rounds(HandMadeGrid(4, reply), server, progress)
+    grid = HandMadeGrid(4, lambda c, r: _ones(r, template))
+    run_rounds(grid, server, progress)
+    joined = [client for client, request in grid.requests if not request.server_round]
+    assert sorted(joined) == [0, 1, 2, 3]

@@ -21,7 +21,8 @@ def forward(operation: Operation, rows: Rows) -> Forward:
         ValueError: for a table that is no plain look-up.
     """
     module, weight = operation.module, operation.parameters["weight"]
-    if not isinstance(module, nn.Embedding):
+    computes = type(module).forward
+    if not isinstance(module, nn.Embedding) or computes is not nn.Embedding.forward:
         raise ValueError(f"Expected nn.Embedding, got {type(module).__name__}.")
     if module.scale_grad_by_freq or module.max_norm is not None or module.sparse:
         raise ValueError(
