@@ -10,7 +10,7 @@ import math
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import click
 import typer
@@ -20,6 +20,9 @@ from rich.table import Table
 from fedpeft.config import RunConfig
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.report import RoundReporter, result_table
+
+if TYPE_CHECKING:
+    from fedpeft.privacy import Ledger
 
 app = typer.Typer(
     help="Federated, private, parameter-efficient fine-tuning.",
@@ -91,10 +94,10 @@ def simulate(
     ] = False,
 ) -> None:
     """Run all clients and the server on this machine."""
+    if resume and output is None:
+        raise RunError("--resume: expected --output with the run to go on with.")
     config = _read_scenario(scenario, overrides, seed)
     if output is None:
-        if resume:
-            raise RunError("--resume: expected --output with the run to go on with.")
         output = _new_directory(Path("runs"), Path(scenario).stem)
     console = Console(stderr=True, quiet=as_json)
     _pull_missing(_needed_assets(config), console)
@@ -123,12 +126,12 @@ def budget(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say which noise, for how many rounds, at which epsilon, before anything runs."""
+    config = _read_scenario(scenario, overrides, None)
     from fedpeft import forecast, planner
     from fedpeft.privacy import make_plan
 
     if plot is not None:
-        forecast.check_suffix(plot)
-    config = _read_scenario(scenario, overrides, None)
+        forecast.check_path(plot)
     plan = make_plan(config)
     if plan is None:
         raise RunError("The scenario has [privacy] unit = 'none': there is no budget.")
@@ -208,7 +211,7 @@ def ledger_show(
         entries = ledger.entries
         units = "; ".join(sorted({f"{e.unit}, {e.relation}" for e in entries}))
         runs = len({entry.run for entry in entries})
-        spent = f"{ledger.spent(delta):.4f}"
+        spent = f"{_spent(ledger, delta):.4f}"
         if any(entry.mechanism == SEEDED for entry in entries):
             spent = f"[red]{spent}, noise removable[/red]"
         if len({(e.noise_multiplier, e.sampling_rate) for e in entries}) > 1:
@@ -233,7 +236,7 @@ def ledger_verify(state: State) -> None:
             broken.append(source)
             print(f"{source}: {error}")
     if broken:
-        raise RunError(f"{len(broken)} ledgers are not whole.")
+        raise RunError(f"Not whole: {', '.join(broken)}.")
 
 
 @ledger_app.command("adopt")
@@ -263,13 +266,14 @@ def _fail(message: str, code: int = 2) -> None:
 def _read_scenario(
     scenario: str, overrides: list[str] | None, seed: int | None
 ) -> RunConfig:
-    from fedpeft.menus import check_variants
     from simulations.scenarios import find_scenario
 
     changes = list(overrides or [])
     if seed is not None:
         changes.append(f"run.seed={seed}")
     config = RunConfig.from_file(find_scenario(scenario), changes)
+    from fedpeft.menus import check_variants  # slow, and a wrong key is known by now
+
     check_variants(config)
     return config
 
@@ -312,6 +316,13 @@ def _new_directory(parent: Path, name: str) -> Path:
     while (path := parent / f"{name}-{number:03d}").exists():
         number += 1
     return path
+
+
+def _spent(ledger: "Ledger", delta: float) -> float:
+    try:
+        return ledger.spent(delta)
+    except ValueError as error:
+        raise RunError(f"--delta: {error}") from None
 
 
 def _sources(state: Path) -> list[str]:

@@ -66,6 +66,15 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _privacy_fits(self) -> "RunConfig":
+        if self.privacy.engine == "opacus" and not self.is_dp_sgd:
+            raise ValueError(
+                "expected [privacy] unit = 'example' or 'person' beside engine = "
+                f"'opacus', got unit = {self.privacy.unit!r}"
+            )
+        if self.privacy.unit == "example" and self.data.nominal_examples is None:
+            raise ValueError(
+                "expected [data] nominal_examples beside [privacy] unit = 'example'"
+            )
         if not self.is_private and self.privacy.budget_epsilon is not None:
             raise ValueError(
                 "expected no [privacy] budget_epsilon beside unit = 'none': a release "
@@ -121,8 +130,8 @@ class RunConfig(Section):
                 )
         elif privacy.mechanism != "gaussian" or privacy.adaptive_clipping is not None:
             raise ValueError(
-                "expected [privacy] mechanism and adaptive_clipping beside unit = "
-                f"'client' alone, got unit = {privacy.unit!r}"
+                "expected [privacy] unit = 'client' beside mechanism = 'banded' or "
+                f"adaptive_clipping, got unit = {privacy.unit!r}"
             )
         elif sampling != "rotation":
             raise ValueError(
@@ -145,9 +154,9 @@ class RunConfig(Section):
     @property
     def nominal_units(self) -> int:
         """The public number of examples, or of persons, that a client counts as."""
-        if self.privacy.unit == "person" and self.data.nominal_persons is not None:
-            return self.data.nominal_persons
-        return self.data.nominal_examples
+        by_person = self.privacy.unit == "person"
+        data = self.data
+        return (data.nominal_persons if by_person else data.nominal_examples) or 0
 
     @property
     def hash(self) -> str:
@@ -230,13 +239,16 @@ def build(menu: Mapping[str, type[T]], component: Component, section: str) -> T:
 def _override(table: dict[str, Any], override: str) -> None:
     path, equals, value = override.partition("=")
     *sections, key = path.strip().split(".")
-    if not equals or not sections:
-        raise ConfigError(f"--set: expected section.key=value, got {override!r}.")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()
+    if not equals or not (sections or isinstance(parsed, dict)):
+        raise ConfigError(
+            f"--set: expected section.key=value or section={{...}}, got {override!r}."
+        )
     for section in sections:
         table = table.setdefault(section, {})
         if not isinstance(table, dict):
             raise ConfigError(f"--set {path}: {section!r} is not a section.")
-    try:
-        table[key] = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        table[key] = value.strip()
+    table[key] = parsed

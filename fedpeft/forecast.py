@@ -20,12 +20,18 @@ _LINE, _PLAN, _TARGET = "#0072B2", "#D55E00", "#595959"
 _GRID = "#E0E0E0"
 
 
-def check_suffix(path: Path) -> None:
-    """Refuses a file of a kind that cannot be drawn.
+def check_path(path: Path) -> None:
+    """Refuses a file that cannot be drawn.
 
     Raises:
-        RunError: if the name does not end in one of :data:`SUFFIXES`.
+        RunError: if the name does not end in one of :data:`SUFFIXES`, or there is no
+            such directory.
     """
+    if not path.parent.is_dir():
+        raise RunError(
+            f"--plot: expected a file in a directory that exists, got {path}; make the "
+            "directory first."
+        )
     if path.suffix not in SUFFIXES:
         raise RunError(
             f"--plot: expected a file name that ends in {', '.join(SUFFIXES)}, got "

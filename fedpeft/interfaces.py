@@ -106,7 +106,9 @@ class PrivacyEngine(ABC):
 
     @abstractmethod
     def step(self, noise: NoiseFn) -> None:
-        """Adds noise to the sum, divides by the nominal batch size and sets ``.grad``.
+        """Adds noise to the sum, divides by the batch size and sets ``.grad``.
+
+        Under privacy the nominal size, which is public; else the examples' number.
 
         A step without a single accumulated batch is a valid step: noise alone.
         """

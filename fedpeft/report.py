@@ -32,7 +32,9 @@ class RoundReporter:
         )
         self._task = self._bar.add_task("rounds", total=rounds)
         self.handler: logging.Handler = _Handler(self._show)
-        logging.getLogger("server").setLevel(logging.INFO)
+        logger = logging.getLogger("server")
+        logger.setLevel(logging.INFO)
+        logger.propagate = False  # libraries hang handlers of their own on the root
 
     def __enter__(self) -> "RoundReporter":
         self._bar.start()
@@ -86,6 +88,7 @@ def result_table(result: dict[str, Any]) -> Table:
     else:
         unit = f"{privacy['unit']}, {privacy['relation']}"
         table.add_row("unit of privacy", unit)
+        table.add_row("holds against", privacy["holds_against"])
         table.add_row("epsilon planned", f"{privacy['planned_epsilon']:.4f}")
         table.add_row("epsilon spent, worst client", f"{privacy['spent_epsilon']:.4f}")
         table.add_row("  over", privacy["spent_over"])

@@ -56,9 +56,9 @@ class DataSection(Section):
     """``[data]``: a data set by `name`, or the user's own file by `path`.
 
     Attributes:
-        nominal_examples: a public constant a client; with the batch size it gives the
-            sampling rate. The exact number of a client's examples is never used under
-            privacy.
+        nominal_examples: a public constant a client, for unit ``example``; with the
+            batch size it gives the sampling rate. The exact number of a client's
+            examples is never used under privacy.
         labels: the classes, declared; they are never read from the data.
         group: the column by which data are split and partitioned (a site, a film).
         person: the column that names whose record a row is; needed for unit ``person``,
@@ -74,7 +74,7 @@ class DataSection(Section):
     labels: tuple[str, ...] | None = None
     group: str | None = None
     person: str | None = None
-    nominal_examples: int = Field(ge=1)
+    nominal_examples: int | None = Field(default=None, ge=1)
     nominal_persons: int | None = Field(default=None, ge=1)
     test_fraction: float = Field(default=0.16, gt=0, lt=1)
     validation_fraction: float = Field(default=0.0, ge=0, lt=1)
@@ -212,4 +212,5 @@ class CompressionSection(Component):
 class AggregationSection(Component):
     """``[aggregation]``: the rule, and the optimiser applied to its result."""
 
+    name: str = "mean"
     server_optimizer: Component | None = None

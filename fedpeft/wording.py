@@ -2,7 +2,8 @@
 
 import difflib
 from collections.abc import Iterable
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
@@ -53,5 +54,6 @@ def one_line(error: ValidationError, model: Any, section: str = "") -> str:
 
 def _known_keys(model: Any, sections: list[str]) -> list[str]:
     for section in sections:
-        model = model.model_fields[section].annotation
+        kind = model.model_fields[section].annotation
+        model = next((k for k in get_args(kind) if k is not NoneType), kind)
     return list(model.model_fields)

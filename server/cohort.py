@@ -13,8 +13,8 @@ def rotation(server_round: int, size: int, num_clients: int) -> list[int]:
     """Returns the cohort of a round, from 1, in a public rotation, sorted.
 
     **Guarantees**: over any number of rounds a client takes part at most
-    ``ceil(rounds * size / num_clients)`` times, and at least ``num_clients // size``
-    rounds lie between two of them, which is what the privacy plan counts on. The
+    ``ceil(rounds * size / num_clients)`` times, and the numbers of two of its rounds
+    differ by at least ``num_clients // size``: the privacy plan counts on both. The
     epsilon of an example gains nothing from who is in a cohort, so there is nothing to
     hide and nothing to draw.
 

@@ -82,22 +82,13 @@ def _privacy(
     spent_epsilon = spent() if spent else price
     if not plan.is_dp_sgd:  # whether a ledger shows less would tell who answered
         spent_epsilon = max(spent_epsilon, price)
-    stated = dataclasses.asdict(plan)
     return {
-        **{key: stated[key] for key in ("unit", "relation")},
-        "target_epsilon": plan.target_epsilon,
-        "target_delta": plan.target_delta,
-        "planned_epsilon": plan.planned_epsilon,
+        **dataclasses.asdict(plan),
+        "holds_against": "everybody" if plan.is_dp_sgd else "everybody but the server",
         "spent_epsilon": spent_epsilon,
         "spent_over": "all runs in the ledgers" if spent else "this run",
         "accountant": "pld",
-        "noise_multiplier": plan.noise_multiplier,
-        "mechanism": plan.mechanism,
-        "sampling": plan.sampling,
-        "sampling_rate": plan.sampling_rate,
-        "local_steps": plan.local_steps,
-        "max_participations": plan.max_participations,
-        "clipping_norm": plan.clipping_norm,
+        "engine": config.privacy.engine,
         "noise": config.privacy.noise,
     }
 

@@ -116,7 +116,7 @@ def enrol(grid: Grid, server: Server, progress: Progress) -> None:
             f"Expected all {len(clients)} clients to join, got "
             f"{', '.join(f'{n} {code}' for code, n in sorted(codes.items()))}: every "
             "client is charged for a run with secret cohorts. Mend the cause and go on "
-            "with --resume, or start a run without those clients."
+            "with --resume; a new run charges those that joined again."
         )
 
 
@@ -324,8 +324,8 @@ def _too_few(
     return (
         f"Round {server_round}: expected at least {needed:g} of {cohort_size} clients "
         f"to answer, got {tally.replies} ({reasons}). Mend the cause and go on with "
-        "--resume; what clients released stays charged, and a client that is past its "
-        "budget or failed in this round needs a new run."
+        "--resume; what clients released stays charged. A client that failed in this "
+        "round needs a new run, one past its budget a larger [privacy] budget_epsilon."
     )
 
 

@@ -123,6 +123,8 @@ def _check_state(config: RunConfig, state: Path) -> None:
         RunError: under another deal the same records would be counted in two ledgers.
         LedgerError: if a ledger is not whole.
     """
+    if config.run.state:
+        make_directory(state)
     train = split(load(config.data), config.data).train
     digest = partition_digest(train, partition(train, config.partition))
     for name in data_sources(state):

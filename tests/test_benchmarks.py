@@ -23,11 +23,11 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_engine_has_a_ratio_of_time_and_of_memory() -> None:
-    places = [("vit_ti", "ssf"), ("bert_small", "ssf"), ("bert_small", "head")]
+    places = [("vit_ti", "ssf"), ("bert_small", "ssf"), ("bert_small", "lora")]
     results = measure([Bench(*place, "cpu", "fp32") for place in places], rounds=1)
     assert {shape: list(methods) for shape, methods in results.items()} == {
         "vit_ti": ["ssf"],
-        "bert_small": ["ssf", "head"],
+        "bert_small": ["ssf", "lora"],
     }
     for methods in results.values():
         for engines in methods.values():
@@ -47,10 +47,10 @@ def test_an_engine_that_fails_is_null_and_says_why(monkeypatch, capsys) -> None:
         raise ValueError("not this one")
 
     monkeypatch.setitem(dp_step._WAYS, "ghost", refuse)
-    results = measure([Bench("bert_small", "head", "cpu", "fp32")], rounds=1)
-    assert results["bert_small"]["head"]["ghost"] is None
-    assert results["bert_small"]["head"]["hooks"] is not None
-    assert "bert_small head ghost: ValueError: not this one" in capsys.readouterr().err
+    results = measure([Bench("bert_small", "ssf", "cpu", "fp32")], rounds=1)
+    assert results["bert_small"]["ssf"]["ghost"] is None
+    assert results["bert_small"]["ssf"]["hooks"] is not None
+    assert "bert_small ssf ghost: ValueError: not this one" in capsys.readouterr().err
 
 
 def test_an_engine_with_another_gradient_is_an_error(monkeypatch) -> None:

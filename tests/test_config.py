@@ -67,7 +67,7 @@ def test_hash_covers_results_and_not_speed() -> None:
         ("training.batch_size=600", "nominal_examples = 512, got 600"),
         ("aggregation.weighting=examples", "number of a client's examples is private"),
         ("data.path=x.csv", "either name or path"),
-        ("rounds=3", "--set: expected section.key=value, got 'rounds=3'"),
+        ("rounds=3", "section.key=value or section={...}, got 'rounds=3'"),
         ("model.task=poetry", "[model] task"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from fedpeft.errors import RunError
-from fedpeft.forecast import SUFFIXES, check_suffix, draw, tables
+from fedpeft.forecast import SUFFIXES, check_path, draw, tables
 from fedpeft.planner import Forecast, forecast
 from fedpeft.privacy import make_plan
 from tests.helpers import small_config
@@ -49,7 +49,7 @@ def test_a_picture_is_drawn_in_the_format_of_its_suffix(
     expected: Forecast, tmp_path: Path, suffix: str
 ) -> None:
     path = tmp_path / f"budget{suffix}"
-    check_suffix(path)
+    check_path(path)
     draw(expected, path)
     assert path.read_bytes().startswith(MAGIC[suffix])
 
@@ -70,4 +70,4 @@ def test_a_picture_says_what_its_epsilon_is_about(
 @pytest.mark.parametrize("name", ["budget.jpg", "budget", "png"])
 def test_another_suffix_is_refused(name: str) -> None:
     with pytest.raises(RunError, match=r"ends in \.png, \.svg, \.pdf, got"):
-        check_suffix(Path(name))
+        check_path(Path(name))

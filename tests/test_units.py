@@ -103,11 +103,11 @@ def test_the_ledger_of_a_person_level_run_says_so(
         ((*PERSON, "training.batch_size=7"), "nominal_persons = 6"),
         ((*PERSON, "privacy.max_examples_per_person=33"), "max_physical_batch = 32"),
         (("cohort.sampling=poisson",), "gains nothing from a secret cohort"),
-        (("privacy.mechanism=banded",), "unit = 'client' alone"),
+        (("privacy.mechanism=banded",), "unit = 'client' beside mechanism"),
         ((*POISSON, "privacy.mechanism=banded"), "sampling = 'rotation'"),
         (
             (*POISSON, "privacy.adaptive_clipping={count_noise = 0.01}"),
-            "count_noise: Expected count_noise >",
+            "count_noise: expected count_noise >",
         ),
     ],
 )

@@ -50,6 +50,8 @@ class Lora(PeftMethod):
 
     def __post_init__(self) -> None:
         check_positive(rank=self.rank)
+        if self.lora_alpha is not None and self.lora_alpha <= 0:
+            raise ValueError(f"Expected lora_alpha > 0, got {self.lora_alpha}.")
         check_first_layer(self.first_layer)
 
     def attach(self, backbone: nn.Module) -> list[Operation]:

@@ -82,9 +82,9 @@ def authorise(
     release = price(plan, entries, run)
     if not admits(history, release, budget_epsilon=budget, delta=plan.target_delta):
         raise PrivacyBudgetExceeded(
-            f"One more round would exceed the budget of epsilon {budget:g} at delta "
-            f"{plan.target_delta:g}: it counts {len(entries)} releases already, over "
-            "all runs."
+            f"One more round would exceed the budget of epsilon {budget:g} "
+            f"({plan.unit}, {plan.relation}) at delta {plan.target_delta:g}: it counts "
+            f"{len(entries)} releases already, over all runs."
         )
 
 

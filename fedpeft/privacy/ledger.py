@@ -45,7 +45,8 @@ class Entry:
     """One release.
 
     Attributes:
-        mechanism: ``gaussian`` (Poisson-subsampled, `steps` times), ``none`` (released
+        mechanism: ``gaussian`` (Poisson-subsampled, `steps` times), ``gaussian-seeded``
+            (the same, with noise that a seed repeats), ``none`` (released
             without privacy: epsilon is infinite from here on), ``trusted-server``
             (clipped and noised there: nobody here can verify it), or ``adopted``
             (charged in place of an entry that was lost).

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import torch
 
-from fedpeft.privacy.randomness import Randomness
+from fedpeft.privacy.randomness import Randomness, SeededRandomness
 
 _AHEAD = 2
-"""Vectors kept ready: one in use, one being made."""
+"""Vectors kept ready, beside the one in use and the one being made."""
 
 
 class NoiseAhead(Randomness):
@@ -21,10 +21,10 @@ class NoiseAhead(Randomness):
 
     **Guarantees**: the values are `source`'s, each handed out once. What is left over
     is dropped. An error in the thread is raised where its value would have been used.
-    Not for a seeded source: two threads would share its order of draws.
 
     Args:
-        source: safe to use from two threads, as ``SecureRandomness`` is.
+        source: safe to use from two threads, as ``SecureRandomness`` is; a seeded one
+            is refused.
         size: of the vectors made ahead; others are made on demand.
         count: how many are made.
     """
@@ -36,7 +36,11 @@ class NoiseAhead(Randomness):
         self._ready: queue.Queue[torch.Tensor | Exception] = queue.Queue(_AHEAD)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._make, args=(count,), daemon=True)
-        self._thread.start()
+        if isinstance(source, SeededRandomness):
+            raise ValueError(
+                "Expected a source that two threads may share, got a seeded one: its "
+                "order of draws would be lost."
+            )
 
     def uniform(self, count: int) -> torch.Tensor:
         """Returns uniform values of the source."""
@@ -46,6 +50,8 @@ class NoiseAhead(Randomness):
         """Returns a vector made ahead if it is of that size, else a new one."""
         if count != self._size or not self._left:
             return self._source.gaussian(count)
+        if not self._thread.is_alive() and self._ready.empty():
+            self._thread.start()  # with the first draw: many requests need none
         self._left -= 1
         value = self._ready.get()
         if isinstance(value, Exception):

@@ -1,10 +1,10 @@
 """Per-sample gradients: one row an example, written while autograd runs backward.
 
-A *tap* is the identity on an operation's output. In the backward pass it is handed the
-gradient of that output, in which the examples still lie side by side, and writes each
-example's parameter gradient into its own row. The parameters themselves enter the
-forward pass detached, so autograd never computes their summed, useless gradient: that
-saving pays for the rows.
+A *tap* sits on an operation's output and leaves it as it is. In the backward pass it is
+handed the gradient of that output, in which the examples still lie side by side, and
+writes each example's parameter gradient into its own row. The parameters themselves
+enter the forward pass detached, so autograd never computes their summed, useless
+gradient: that saving pays for the rows.
 """
 
 from abc import ABC, abstractmethod

@@ -148,10 +148,18 @@ def make_plan(config: RunConfig) -> Plan | None:
     noise_multiplier = _noise_multiplier(config, plan)
     plan = dataclasses.replace(plan, noise_multiplier=noise_multiplier)
     done = plan.composition(plan.max_participations)
+    planned = epsilon([done], plan.target_delta)
+    budget = config.privacy.budget_epsilon
+    if budget is not None and budget < planned:
+        raise ConfigError(
+            f"[privacy] budget_epsilon: expected at least the plan's {planned:.4f} "
+            f"({plan.unit}, {done.relation}), got {budget:g}: every client would "
+            "refuse; lower target_epsilon."
+        )
     return dataclasses.replace(
         plan,
         relation=done.relation,
-        planned_epsilon=epsilon([done], plan.target_delta),
+        planned_epsilon=planned,
         count_noise=_count_noise(config, noise_multiplier),
     )
 
@@ -207,7 +215,9 @@ def _count_noise(config: RunConfig, noise_multiplier: float) -> float | None:
     try:
         split_noise(noise_multiplier, count_noise)
     except ValueError as error:
-        raise ConfigError(f"[privacy.adaptive_clipping] count_noise: {error}") from None
+        raise ConfigError(
+            f"[privacy.adaptive_clipping] count_noise: {_lower(str(error))}"
+        ) from None
     return count_noise
 
 
@@ -259,7 +269,9 @@ def _noise_multiplier(config: RunConfig, plan: Plan) -> float:
         fit = error.max_steps // plan.local_steps
         raise _too_many_rounds(config, plan, fit) from None
     except ValueError as error:
-        raise ConfigError(f"[privacy]: {error}") from None
+        raise ConfigError(
+            f"[privacy]: {error} Take fewer [run] rounds or [training] local_epochs."
+        ) from None
 
 
 def _too_many_rounds(config: RunConfig, plan: Plan, participations: int) -> ConfigError:
@@ -275,6 +287,11 @@ def _too_many_rounds(config: RunConfig, plan: Plan, participations: int) -> Conf
     return ConfigError(
         f"[privacy] target_epsilon: expected a target that some noise multiplier up to "
         f"{MAX_NOISE_MULTIPLIER:g} reaches in {config.run.rounds} rounds, got "
-        f"{config.privacy.target_epsilon:g} at delta {config.privacy.target_delta:g}: "
+        f"{config.privacy.target_epsilon:g} at delta {config.privacy.target_delta:g} "
+        f"({plan.unit}, {plan.composition().relation}): "
         f"{rounds} rounds fit; {advice} or take fewer [training] local_epochs."
     )
+
+
+def _lower(sentence: str) -> str:
+    return sentence[:1].lower() + sentence[1:]

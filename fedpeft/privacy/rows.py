@@ -82,17 +82,32 @@ class Rows:
         )
         self._parts.clear()
 
+    def backward(self, losses: torch.Tensor) -> None:
+        """Runs backward from losses, shape ``(batch,)``; the taps write.
+
+        Raises:
+            ValueError: also if a parameter is used where no tap is: its rows would lack
+                that part.
+        """
+        for parameter in self.parameters:
+            parameter.grad = None
+        self.start(losses.shape[0])
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+        self.finish()
+        if any(parameter.grad is not None for parameter in self.parameters):
+            raise ValueError(
+                "Expected trainable parameters used in their operations alone, got "
+                "one that something else uses as well, such as a tied weight."
+            )
+
     def dense(self) -> torch.Tensor:
         """Returns all rows, shape ``(batch, total)``, factors multiplied out."""
         outer = {p: _outer(*factors) for p, factors in self._factors.items()}
         return self._in_order(self._matrix, outer) if outer else self._matrix
 
     def clipped_sum(self, bound: float) -> torch.Tensor:
-        """Returns what :func:`clipped_sum` gives of :meth:`dense`, without making it.
-
-        A row that is not finite is zeroed in place.
-        """
-        # In double precision, in which no square is too small or too large.
+        """Returns :func:`clipped_sum` of :meth:`dense`, without making it."""
+        # The factors' lengths in double precision: one may be tiny, the other huge.
         squares = torch.linalg.vector_norm(self._matrix, dim=1).double().square_()
         for gradient, x in self._factors.values():
             lengths = gradient.double().norm(dim=1) * x.double().norm(dim=1)
@@ -120,8 +135,11 @@ class Rows:
         return torch.cat(ordered, -1)
 
     def _zero(self, rows: torch.Tensor) -> None:
-        for tensor in (self._matrix, *(t for f in self._factors.values() for t in f)):
-            tensor[rows] = 0.0
+        """Never in place: a gradient may be expanded, and x is the caller's own."""
+        keep = ~rows.unsqueeze(1)
+        self._matrix = self._matrix.where(keep, 0.0)
+        for weight, (gradient, x) in self._factors.items():
+            self._factors[weight] = gradient.where(keep, 0.0), x.where(keep, 0.0)
 
     def _check(self, gradient: torch.Tensor, shape: torch.Size) -> None:
         if gradient.shape != (self._batch, *shape):

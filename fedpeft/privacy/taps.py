@@ -34,20 +34,6 @@ class Taps(GradientSource):
             operation.module.forward = rule(operation, self._rows)
 
     def backward(self, losses: torch.Tensor) -> Rows:
-        """Runs backward once; the taps write.
-
-        Raises:
-            ValueError: if a parameter is also used where no tap is: its rows would lack
-                that part.
-        """
-        for parameter in self._rows.parameters:
-            parameter.grad = None
-        self._rows.start(losses.shape[0])
-        losses.sum().backward()  # type: ignore[no-untyped-call]
-        self._rows.finish()
-        if any(parameter.grad is not None for parameter in self._rows.parameters):
-            raise ValueError(
-                "Expected trainable parameters used in their operations alone, got "
-                "one that something else uses as well, such as a tied weight."
-            )
+        """Runs backward once."""
+        self._rows.backward(losses)
         return self._rows

@@ -14,6 +14,7 @@ copy of the step without privacy: how far a ratio is from 1 by chance.
 
 import argparse
 import contextlib
+import importlib
 import json
 import os
 import platform
@@ -86,7 +87,7 @@ class Bench:
         gauge = forked_peak if self.device == "cpu" else cuda_peak
         tiny = TINY_TEXTS if SHAPES[self.shape].tokens else TINY_IMAGES
         found = {}
-        for name in _WAYS:
+        for name in ("non_private", *ENGINES):
             try:
                 found[name] = gauge(
                     partial(self._two_steps, name, SHAPES[self.shape]),
@@ -151,22 +152,31 @@ class Bench:
 def measure(benches: list[Bench], rounds: int | None = None) -> Results:
     """Measures every engine; `rounds` replaces the numbers of :data:`ROUNDS`."""
     torch.set_num_threads(1)
+    with contextlib.suppress(ModuleNotFoundError):  # once, for all forks
+        importlib.import_module("simulations.benchmarks.opacus_steps")
     # All forks come before this process has held a model.
     peaks = {bench: bench.peaks() for bench in benches}
     keep_freed_memory()
     results: Results = {}
     for bench in benches:
         memory = peaks[bench]
-        bench.check(name for name in ENGINES if name in memory)
-        times = bench.seconds(list(memory), rounds or ROUNDS[bench.shape])
+        engines = [name for name in ENGINES if name in memory]
+        bench.check(engines)
+        ways = ["non_private", "control", *engines]
+        seconds = bench.seconds(ways, rounds or ROUNDS[bench.shape])
+        time = {name: seconds[name] / seconds["non_private"] for name in ways}
         ratios = {
             name: {
-                "time": round(times[name] / times["non_private"], 3),
+                "time": round(time[name], 3),
                 "memory": round(memory[name] / memory["non_private"], 3),
             }
-            for name in memory
+            for name in engines
         }
-        _say(_line(bench, times["non_private"], memory["non_private"], ratios))
+        _say(
+            f"{bench.shape} {bench.method}: {1000 * seconds['non_private']:.1f} ms, "
+            f"{memory['non_private'] >> 20} MiB; control {time['control']:.3f}, "
+            + ", ".join(f"{name} {time[name]:.3f}" for name in engines)
+        )
         of_shape = results.setdefault(bench.shape, {})
         of_shape[bench.method] = {name: ratios.get(name) for name in ENGINES}
     return results
@@ -205,20 +215,6 @@ def _clipped_mean(case: Case) -> torch.Tensor:
 def _gradient(parameter: torch.Tensor) -> torch.Tensor:
     gradient = parameter.grad
     return torch.zeros_like(parameter) if gradient is None else gradient
-
-
-def _line(
-    bench: Bench, seconds: float, peak: int, ratios: dict[str, dict[str, float]]
-) -> str:
-    cells = [
-        f"{name} {r['time']:.3f}/{r['memory']:.3f}"
-        for name, r in ratios.items()
-        if name != "non_private"
-    ]
-    return (
-        f"{bench.shape:10} {bench.method:8} {1000 * seconds:7.1f} ms {peak >> 20:4} MiB"
-        f"  time/memory: {', '.join(cells)}"
-    )
 
 
 def _say(line: str) -> None:

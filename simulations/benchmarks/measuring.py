@@ -29,12 +29,14 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Makes glibc hand back every freed tensor of 64 KiB and more at once.
+    """Makes glibc hand back what is free, from now on every tensor of 64 KiB and more.
 
     A process then holds what is in use, without the holes of its heap, which differ by
     chance too.
     """
     _set_malloc(_M_MMAP_THRESHOLD, 2**16)
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _set_malloc(parameter: int, value: int) -> None:
@@ -87,6 +89,7 @@ def forked_peak(work: Callable[[], None], warm_up: Callable[[], None]) -> int:
     Raises:
         RuntimeError: what either raised there.
     """
+    return_freed_memory()
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_report_peak, args=(work, warm_up, sender))
@@ -116,7 +119,6 @@ def _report_peak(
     work: Callable[[], None], warm_up: Callable[[], None], sender: Connection
 ) -> None:
     try:
-        return_freed_memory()
         warm_up()
         gc.collect()
         before = _status_bytes("VmRSS")

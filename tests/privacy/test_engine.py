@@ -207,3 +207,24 @@ def test_batch_normalisation_is_refused() -> None:
     operation = Operation(head, "linear", dict(head.named_parameters()))
     with pytest.raises(ValueError, match="batch normalisation"):
         DpSgd(1.0, 1.0, 1).bind(model, [operation])
+
+
+def test_zeroing_a_row_touches_neither_the_others_nor_the_input() -> None:
+    head = nn.Linear(3, 2)
+    engine = DpSgd(1e9, 0.0, 1)
+    engine.bind(head, [Operation(head, "linear", dict(head.named_parameters()))])
+    x = torch.tensor([[1.0, 2, 3], [float("nan"), 1, 1], [4, 5, 6]], requires_grad=True)
+    before = x.detach().clone()
+    engine.accumulate(head(x).sum(1))  # whose gradient is one number, expanded
+    engine.step(_no_noise)
+    assert torch.equal(head.weight.grad, torch.tensor([[5.0, 7, 9], [5, 7, 9]]))
+    assert torch.equal(x.detach().nan_to_num(), before.nan_to_num())
+
+
+def test_a_parameter_that_something_else_uses_is_refused() -> None:
+    head = nn.Linear(3, 3)
+    engine = DpSgd(1.0, 0.0, 1)
+    engine.bind(head, [Operation(head, "linear", dict(head.named_parameters()))])
+    tied = head(torch.randn(2, 3)) @ head.weight
+    with pytest.raises(ValueError, match="a tied weight"):
+        engine.accumulate(tied.sum(1))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
-from fedpeft.privacy import SecureRandomness, noise_ahead
+from fedpeft.privacy import SecureRandomness, SeededRandomness, noise_ahead
 from fedpeft.privacy.randomness import Randomness
 
 
@@ -23,6 +23,14 @@ class _Numbered(Randomness):
             raise OSError("no entropy")
         self.made += 1
         return torch.full((count,), float(self.made), dtype=torch.float64)
+
+
+def test_a_seeded_source_is_refused() -> None:
+    with (
+        pytest.raises(ValueError, match="seeded"),
+        noise_ahead(SeededRandomness(0), 2, 1),
+    ):
+        pass
 
 
 def test_each_vector_is_handed_out_once_in_order() -> None:

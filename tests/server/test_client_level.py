@@ -18,7 +18,7 @@ from server.checkpoint import Progress, load_checkpoint
 from server.cohort import SecretFile, drawn
 from server.rounds import Server, run_rounds
 from tests.helpers import small_config
-from tests.server.test_rounds import HandMadeGrid, server, start  # noqa: F401
+from tests.server.conftest import HandMadeGrid
 
 HIDDEN = ("cohort_size", "replies", "failures", "bytes_up", "bytes_down", "seconds")
 
@@ -37,7 +37,7 @@ def _ones(request: TrainRequest, template: dict) -> TrainReply:
 
 
 @pytest.fixture
-def secret(server: Server, start: Progress) -> tuple[Server, Progress]:  # noqa: F811
+def secret(server: Server, start: Progress) -> tuple[Server, Progress]:
     """Poisson cohorts of two of four clients; the noise is left out, the norm is 1."""
     config = _client_level("cohort.sampling=poisson", "run.rounds=12")
     rule = PrivateMean(1.0, 0.0, 2.0, SeededRandomness)
@@ -47,7 +47,7 @@ def secret(server: Server, start: Progress) -> tuple[Server, Progress]:  # noqa:
 
 
 def test_the_sum_is_clipped_and_divided_by_the_nominal_cohort(secret) -> None:
-    server, progress = secret  # noqa: F811
+    server, progress = secret
     before = flatten(progress.trainable)
     template = dict(progress.trainable)
     grid = HandMadeGrid(4, lambda c, r: _ones(r, template))
@@ -60,7 +60,7 @@ def test_the_sum_is_clipped_and_divided_by_the_nominal_cohort(secret) -> None:
 
 
 def test_who_answered_and_how_many_stays_with_the_server(secret) -> None:
-    server, progress = secret  # noqa: F811
+    server, progress = secret
     template = dict(progress.trainable)
     grid = HandMadeGrid(4, lambda c, r: _ones(r, template))
     run_rounds(grid, server, progress)
@@ -77,7 +77,7 @@ def test_who_answered_and_how_many_stays_with_the_server(secret) -> None:
 
 
 def test_an_empty_cohort_is_a_round_of_noise(secret) -> None:
-    server, progress = secret  # noqa: F811
+    server, progress = secret
     rule = PrivateMean(1.0, 3.0, 2.0, SeededRandomness)
     progress.aggregator = rule.init(progress.trainable)
     before = flatten(progress.trainable)
@@ -93,7 +93,7 @@ def test_an_empty_cohort_is_a_round_of_noise(secret) -> None:
 
 
 def test_a_round_that_is_tried_again_asks_the_same_clients(secret) -> None:
-    server, progress = secret  # noqa: F811
+    server, progress = secret
     template = dict(progress.trainable)
 
     def crash(client: int, request: TrainRequest):
@@ -111,7 +111,7 @@ def test_a_round_that_is_tried_again_asks_the_same_clients(secret) -> None:
 
 
 def test_a_damaged_checkpoint_is_not_gone_behind(secret) -> None:
-    server, progress = secret  # noqa: F811
+    server, progress = secret
     template = dict(progress.trainable)
     run_rounds(HandMadeGrid(4, lambda c, r: _ones(r, template)), server, progress)
     folder = server.output / "checkpoint"
@@ -144,8 +144,8 @@ def test_a_fixed_cohort_has_its_size_and_every_client_alike() -> None:
         assert taken == pytest.approx(2000, abs=130)
 
 
-def test_an_update_that_is_not_finite_counts_as_none(secret) -> None:
-    server, progress = secret  # noqa: F811
+def test_a_payload_that_is_not_finite_is_refused(secret) -> None:
+    server, progress = secret
     before = flatten(progress.trainable)
     template = dict(progress.trainable)
 
@@ -163,7 +163,7 @@ def test_an_update_that_is_not_finite_counts_as_none(secret) -> None:
 
 
 def test_every_client_joins_before_the_first_round_or_nothing_starts(secret) -> None:
-    server, progress = secret  # noqa: F811
+    server, progress = secret
     template = dict(progress.trainable)
 
     def reply(client: int, request: TrainRequest) -> TrainReply:

@@ -1,89 +1,19 @@
 """The loop against clients made by hand: no network, no training."""
 
-from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import Error, Message
+from flwr.app import Error
 
 from client.messages import TrainReply, TrainRequest
-from fedpeft.aggregation import Mean
 from fedpeft.compression import Dense
-from fedpeft.config import RunConfig
-from fedpeft.data import Encoded
 from fedpeft.errors import RunError
 from fedpeft.interfaces import Payload
-from fedpeft.model import TaskModel, trainable_state
-from fedpeft.peft import Head
-from fedpeft.privacy import SeededRandomness
-from fedpeft.tensors import flatten, scale, zeros_like
-from server.checkpoint import Progress, load_checkpoint
-from server.rounds import Server, final_state, run_rounds
-from simulations.flower import set_identity
-from simulations.grid import InProcessGrid
-from tests.helpers import small_config, toy, toy_batch
-
-
-class _Tokenizer:
-    pad_token_id = 0
-
-
-class HandMadeGrid(InProcessGrid):
-    """Answers requests with `reply(client, request)`, in reverse order."""
-
-    def __init__(self, num_clients: int, reply) -> None:
-        self._num_clients = num_clients
-        self._reply = reply
-        self.requests: list[tuple[int, TrainRequest]] = []
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> list[Message]:
-        replies = []
-        for message in reversed(list(messages)):
-            client = message.metadata.dst_node_id - 1
-            request = TrainRequest.from_record(message.content)
-            self.requests.append((client, request))
-            reply = self._reply(client, request)
-            if reply is None:
-                continue
-            if isinstance(reply, Error):
-                replies.append(Message(reply, reply_to=message))
-            else:
-                replies.append(Message(reply.to_record(), reply_to=message))
-        return replies
-
-
-def _config(*overrides: str) -> RunConfig:
-    path = Path("reviews.csv")
-    return small_config(path, "cohort.size=4", "run.rounds=2", *overrides)
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Server:
-    case = toy(Head())
-    model = TaskModel(case.model, case.operations, _Tokenizer(), "fingerprint", {})
-    ids, _, labels = toy_batch(4)
-    return Server(
-        run="0123456789abcdef",
-        config=_config(),
-        plan=None,
-        model=model,
-        aggregator=Mean(),
-        compressor=Dense(),
-        held_out=Encoded(list(ids), labels),
-        output=tmp_path,
-        randomness=SeededRandomness,
-    )
-
-
-@pytest.fixture
-def start(server: Server) -> Progress:
-    set_identity()
-    state = trainable_state(server.model)
-    return Progress(0, state, {}, zeros_like(state))
+from fedpeft.tensors import flatten, scale
+from server.checkpoint import load_checkpoint
+from server.rounds import final_state, run_rounds
+from tests.server.conftest import HandMadeGrid, small_run
 
 
 def _update(state: bytes, template: dict, factor: float) -> TrainReply:
@@ -99,7 +29,7 @@ def test_the_mean_is_added_whatever_the_order_of_arrival(server, start) -> None:
     def reply(client: int, request: TrainRequest) -> TrainReply:
         return _update(request.state, start.trainable, float(client))
 
-    server = replace(server, config=_config("run.rounds=1"))
+    server = replace(server, config=small_run("run.rounds=1"))
     grid = HandMadeGrid(4, reply)
     progress = run_rounds(grid, server, start)
     assert torch.allclose(flatten(progress.trainable), before * (1 + 1.5))
@@ -151,14 +81,14 @@ def test_one_bad_reply_of_four_is_counted_and_left_out(server, start) -> None:
             return TrainReply("ok", b"junk")
         return _update(request.state, start.trainable, 1.0)
 
-    server = replace(server, config=_config("run.rounds=1"))
+    server = replace(server, config=small_run("run.rounds=1"))
     progress = run_rounds(HandMadeGrid(4, reply), server, start)
     assert torch.allclose(flatten(progress.trainable), 2 * before)
     assert progress.records[0]["failures"] == 1
 
 
 def test_the_final_model_is_the_mean_of_the_last_rounds(server, start) -> None:
-    config = _config("run.rounds=3", "run.average_last=2")
+    config = small_run("run.rounds=3", "run.average_last=2")
     before = flatten(start.trainable)
     grid = HandMadeGrid(4, lambda c, r: _update(r.state, start.trainable, 1.0))
     progress = run_rounds(grid, replace(server, config=config), start)
