@@ -86,7 +86,7 @@ class RunConfig(Section):
                 "expected [aggregation] weighting = 'uniform' under privacy: the "
                 f"number of a client's examples is private, got {weighting!r}"
             )
-        if self.is_dp_sgd and self.training.batch_size > self.nominal_units:
+        if 0 < self.nominal_units < self.training.batch_size and self.is_dp_sgd:
             key = "persons" if self.privacy.unit == "person" else "examples"
             raise ValueError(
                 f"expected [training] batch_size <= [data] nominal_{key} = "

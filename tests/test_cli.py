@@ -152,6 +152,8 @@ def test_ledgers_are_shown_verified_and_adopted(run: Path) -> None:
     shown = _fedpeft("ledger", "show", str(run)).stdout
     assert shown.count("client-") == 4
     assert _fedpeft("ledger", "verify", str(run)).stdout.count("whole") == 4
+    refused = _fedpeft("ledger", "show", str(run), "--delta", "1e-15")
+    assert refused.stderr.startswith("Error: --delta: Expected delta >=")
     ledger = sorted((run / "ledger").iterdir())[0]
     ledger.write_text("")
     done = _fedpeft("ledger", "verify", str(run))

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError, RunError
+from fedpeft.menus import check_variants
 from fedpeft.privacy import data_sources, make_plan, verify
 from fedpeft.tensors import flatten
 from simulations.engine import simulate
@@ -96,6 +97,12 @@ def test_the_ledger_of_a_person_level_run_says_so(
     assert (entry.unit, entry.sampling_rate, entry.steps) == ("person", 0.5, 2)
 
 
+def _checked(overrides: tuple[str, ...]) -> None:
+    config = _config(Path("reviews.csv"), overrides)
+    check_variants(config)
+    make_plan(config)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -103,6 +110,13 @@ def test_the_ledger_of_a_person_level_run_says_so(
         ((*PERSON, "training.batch_size=7"), "nominal_persons = 6"),
         ((*PERSON, "privacy.max_examples_per_person=33"), "max_physical_batch = 32"),
         (("cohort.sampling=poisson",), "gains nothing from a secret cohort"),
+        (
+            ("privacy.budget_epsilon=1",),
+            "the plan's 8.0000 .*got 1: every client",
+        ),
+        ((*CLIENT, "privacy.engine=opacus"), "beside engine = 'opacus'"),
+        (("privacy.adaptive_clipping={quantil=0.5}",), "unknown key.*quantile"),
+        (('peft={name="lora", lora_alpha=-1.0}',), "lora_alpha > 0, got -1.0"),
         (("privacy.mechanism=banded",), "unit = 'client' beside mechanism"),
         ((*POISSON, "privacy.mechanism=banded"), "sampling = 'rotation'"),
         (
@@ -115,7 +129,7 @@ def test_what_does_not_go_together_is_one_clear_line(
     overrides: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
-        make_plan(_config(Path("reviews.csv"), overrides))
+        _checked(overrides)
     assert "\n" not in str(caught.value)
 
 

@@ -257,3 +257,15 @@ def test_an_adaptive_norm_says_what_its_count_costs():
         "cohort.size=200",
     )
     assert make_plan(large).count_noise == 10.0
+
+
+@pytest.mark.parametrize(("records", "stated"), [(2, 19), (4, 50)])
+def test_a_person_with_more_records_costs_what_the_readme_says(records, stated):
+    plan = make_plan(RunConfig.from_file(find_scenario("text_reviews")))
+    done = plan.composition(plan.max_participations)
+    # k records together move a sum by k norms; at rate 1 that is all there is to it.
+    together = dataclasses.replace(
+        done, noise_multiplier=done.noise_multiplier / records
+    )
+    assert done.sampling_rate == 1
+    assert round(epsilon([together], 1e-5)) == stated

@@ -30,14 +30,14 @@ class Bug:
 BUGS = {
     "noise forgotten": Bug(
         "fedpeft/privacy/engine.py",
-        "gradient = noise(total, self._deviation) / self._nominal_batch",
-        "gradient = total / self._nominal_batch",
+        "gradient = noise(total, self._deviation).float() / self._nominal_batch",
+        "gradient = total.float() / self._nominal_batch",
         "privacy/test_engine.py::test_noise_has_the_planned_standard_deviation",
     ),
     "noise scaled by the batch": Bug(
         "fedpeft/privacy/engine.py",
-        "gradient = noise(total, self._deviation) / self._nominal_batch",
-        "gradient = noise(total / self._nominal_batch, self._deviation)",
+        "gradient = noise(total, self._deviation).float() / self._nominal_batch",
+        "gradient = noise(total / self._nominal_batch, self._deviation).float()",
         "privacy/test_engine.py::test_an_empty_batch_is_a_step_of_noise_alone",
     ),
     "noise reused": Bug(
