@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from client.flower import set_identity
 from client.site import partition_digest
 from fedpeft.config import RunConfig
 from fedpeft.data import load, partition, split
@@ -17,7 +18,6 @@ from fedpeft.errors import RunError
 from fedpeft.menus import check_variants
 from fedpeft.privacy import data_sources, make_plan, verify
 from server.app import serve
-from simulations.flower import set_identity
 from simulations.grid import InProcessGrid
 from simulations.workers import WorkerPool
 

@@ -8,7 +8,7 @@ from typing import NoReturn
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from simulations.flower import set_message_id
+from client.flower import set_message_id
 from simulations.workers import WorkerPool
 
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from flwr.app import Context, Error, Message, RecordDict
 
+from client.flower import from_bytes, set_identity, to_bytes
 from fedpeft.errors import RunError
-from simulations.flower import from_bytes, set_identity, to_bytes
 
 _CRASHED = 3
 """Flower's error code for a client app that raised."""

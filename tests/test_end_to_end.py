@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from flwr.app import Context, RecordDict
 from safetensors.torch import load_file
 
+from client.flower import set_identity
 from client.site import open_site
 from fedpeft.data import collate, encode, load, partition, split
 from fedpeft.errors import FedpeftError, RunError
@@ -20,7 +21,6 @@ from fedpeft.privacy import data_sources, verify
 from fedpeft.tensors import flatten
 from server.app import app
 from simulations.engine import simulate
-from simulations.flower import set_identity
 from simulations.grid import InProcessGrid
 from simulations.workers import WorkerPool
 from tests.helpers import small_config

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from client.flower import set_identity
 from client.site import Site, open_site
 from fedpeft.config import RunConfig
 from fedpeft.data import physical_batches
@@ -28,7 +29,6 @@ from server.app import open_server
 from server.checkpoint import Progress
 from server.cohort import rotation
 from server.rounds import run_rounds
-from simulations.flower import set_identity
 from simulations.grid import InProcessGrid
 from simulations.scenarios import find_scenario
 from simulations.workers import WorkerPool

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from flwr.app import Error, Message
 
+from client.flower import set_identity
 from client.messages import TrainRequest
 from fedpeft.aggregation import Mean
 from fedpeft.compression import Dense
@@ -17,7 +18,6 @@ from fedpeft.privacy import SeededRandomness
 from fedpeft.tensors import zeros_like
 from server.checkpoint import Progress
 from server.rounds import Server
-from simulations.flower import set_identity
 from simulations.grid import InProcessGrid
 from tests.helpers import small_config, toy, toy_batch
 

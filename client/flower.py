@@ -1,4 +1,4 @@
-"""The few private names of Flower that an in-process runtime needs, in one place.
+"""The few private names of Flower that our own runtimes need, in one place.
 
 Flower 1.41 has no public way to run its apps without its own engine. Everything else in
 this project uses public names only.
