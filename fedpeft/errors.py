@@ -7,6 +7,7 @@
     |-- LedgerError          a privacy ledger that is missing, shorter or altered
     |-- PrivacyBudgetExceeded  a release that the budget does not cover
     |-- RunError             a run that cannot go on: too few replies, no checkpoint
+    |-- RunStopped           a run that was asked to stop and goes on another time
     `-- InvalidPayload       bytes that are no payload for the tensors expected
 
 Every message says what was expected, what came, and what to do.
@@ -39,6 +40,10 @@ class PrivacyBudgetExceeded(FedpeftError):
 
 class RunError(FedpeftError):
     """A run that cannot start or go on."""
+
+
+class RunStopped(FedpeftError):
+    """A run that was asked to stop; nothing was lost, and it can go on."""
 
 
 class InvalidPayload(FedpeftError):

@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +9,10 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from safetensors.torch import save
 
-from fedpeft.aggregation import build_aggregator
-from fedpeft.compression import COMPRESSORS
-from fedpeft.config import RunConfig, build
-from fedpeft.data import encode, load, split
+from fedpeft.config import RunConfig
 from fedpeft.durable import write_atomically
-from fedpeft.errors import RunError
-from fedpeft.model import build_model, trainable_state
-from fedpeft.privacy import (
-    AdaptiveNorm,
-    Banded,
-    Plan,
-    PrivateMean,
-    Randomness,
-    SecureRandomness,
-    SeededRandomness,
-    make_plan,
-)
-from fedpeft.seeds import derive_seed
+from fedpeft.errors import RunError, RunStopped
+from fedpeft.model import trainable_state
 from fedpeft.tensors import zeros_like
 from server.checkpoint import (
     Progress,
@@ -36,7 +21,9 @@ from server.checkpoint import (
     save_checkpoint,
 )
 from server.result import build_result, peak_memory_bytes
-from server.rounds import Server, final_state, restore_events, run_rounds
+from server.rounds import final_state, restore_events, run_rounds
+from server.runtime import SIMULATION, Runtime
+from server.setup import Server, open_server
 
 app = ServerApp()
 
@@ -59,8 +46,7 @@ def serve(
     output: Path,
     *,
     resume: bool,
-    spent: Callable[[], float] | None = None,
-    workers_memory: Callable[[], int] = lambda: 0,
+    runtime: Runtime = SIMULATION,
 ) -> dict[str, Any]:
     """Runs all rounds, writes the run directory, returns ``result.json``'s content.
 
@@ -69,84 +55,38 @@ def serve(
         config: resolved, with a run id.
         output: the run directory.
         resume: go on from the last complete round.
-        spent: the worst client's epsilon over all runs, where the ledgers can be read;
-            without it the result states the plan's price of the rounds asked for.
-        workers_memory: peak bytes of client processes on this machine.
+        runtime: what is known of where this runs.
 
     Raises:
+        RunStopped: if the runtime asked for it; the last complete round is on disk.
         FedpeftError: one line that says what stopped the run.
     """
+    return run_to_the_end(grid, open_server(config, output, runtime), resume=resume)
+
+
+def run_to_the_end(grid: Grid, server: Server, *, resume: bool) -> dict[str, Any]:
+    """Does what :func:`serve` says, with a server that is built already."""
     started = time.perf_counter()
-    server = open_server(config, output)
     progress = _start(server, resume=resume)
     earlier = sum(record["seconds"] or 0.0 for record in progress.records)
     run_rounds(grid, server, progress)
+    rounds = server.config.run.rounds
+    if progress.server_round < rounds:
+        raise RunStopped(
+            f"Stopped after round {progress.server_round} of {rounds}, as asked; the "
+            "run goes on when it is started again."
+        )
     _write_model(server, progress)
     result = build_result(
         server,
         progress,
         seconds=earlier + time.perf_counter() - started,
-        spent=spent,
-        memory=peak_memory_bytes() + workers_memory(),
+        spent=server.runtime.spent,
+        memory=peak_memory_bytes() + server.runtime.workers_memory(),
     )
-    write_atomically(
-        output / "result.json", json.dumps(result, indent=2).encode() + b"\n"
-    )
+    text = json.dumps(result, indent=2) + "\n"
+    write_atomically(server.output / "result.json", text.encode())
     return result
-
-
-def open_server(config: RunConfig, output: Path) -> Server:
-    """Builds everything that the loop needs.
-
-    Raises:
-        RunError: if the configuration has no run id.
-    """
-    if config.run.id is None:
-        raise RunError("Expected a resolved configuration with [run] id.")
-    splits = split(load(config.data), config.data)
-    model = build_model(config, len(splits.test.label_names))
-    judged_on = splits.test if config.run.evaluate_on == "test" else splits.validation
-    plan = make_plan(config)
-    return Server(
-        run=config.run.id,
-        config=config,
-        plan=plan,
-        model=model,
-        aggregator=build_aggregator(config.aggregation, _private_rule(config, plan)),
-        compressor=build(COMPRESSORS, config.compression, "compression"),
-        held_out=encode(judged_on, model.tokenizer, config.data.max_length),
-        output=output,
-        randomness=_randomness(config, "cohort"),
-    )
-
-
-def _private_rule(config: RunConfig, plan: Plan | None) -> PrivateMean | None:
-    """Returns the mean that clips and noises, where the server owes privacy."""
-    if plan is None or plan.is_dp_sgd:
-        return None
-    norm, adaptive = None, config.privacy.adaptive_clipping
-    if adaptive is not None and plan.count_noise is not None:
-        norm = AdaptiveNorm(adaptive.quantile, adaptive.learning_rate, plan.count_noise)
-    return PrivateMean(
-        plan.clipping_norm,
-        plan.noise_multiplier,
-        plan.nominal_batch,
-        _randomness(config, "noise"),
-        adaptive=norm,
-        banded=Banded(config.run.rounds, plan.bands) if plan.bands else None,
-    )
-
-
-def _randomness(config: RunConfig, purpose: str) -> Callable[[int], Randomness]:
-    """Returns where the server's draws of a round come from."""
-
-    def of_round(server_round: int) -> Randomness:
-        if config.privacy.noise == "secure":
-            return SecureRandomness()
-        key = (purpose, config.hash, server_round)
-        return SeededRandomness(derive_seed(config.run.seed, "server", *key))
-
-    return of_round
 
 
 def _start(server: Server, *, resume: bool) -> Progress:

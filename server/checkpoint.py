@@ -20,9 +20,14 @@ from fedpeft.errors import RunError
 from fedpeft.interfaces import State
 from fedpeft.tensors import Tensors, fingerprint, with_prefix, without_prefix
 
-FORMAT = 1
+FORMAT = 2
+"""1 had no reply codes in its records."""
 
 logger = logging.getLogger(__name__)
+
+
+class NewerFormat(Exception):
+    """A checkpoint of a format that this version does not know."""
 
 
 @dataclass
@@ -99,6 +104,11 @@ def load_checkpoint(
     for path in reversed(files):
         try:
             facts, tensors = _read(path)
+        except NewerFormat as error:
+            raise RunError(
+                f"{path} was written by a newer fedpeft, in format {error}; this one "
+                f"reads up to {FORMAT}: update it."
+            ) from None
         except (OSError, SafetensorError, ValueError, KeyError) as error:
             if not may_fall_back:
                 raise RunError(
@@ -140,10 +150,18 @@ def _read(path: Path) -> tuple[dict[str, Any], Tensors]:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if _digest(tensors, metadata["facts"]) != metadata["digest"]:
         raise ValueError("its digest is wrong")
-    facts = json.loads(metadata["facts"])
-    if facts.pop("format") != FORMAT:
-        raise ValueError(f"expected format {FORMAT}")
-    return facts, tensors
+    return _migrated(json.loads(metadata["facts"])), tensors
+
+
+def _migrated(facts: dict[str, Any]) -> dict[str, Any]:
+    """Brings the facts of an earlier format up to this one."""
+    found = facts.pop("format")
+    if found > FORMAT:
+        raise NewerFormat(found)
+    if found == 1:
+        for record in facts["records"]:
+            record.setdefault("codes", None)
+    return facts
 
 
 def _digest(tensors: Tensors, text: str) -> str:

@@ -1,6 +1,7 @@
 """Which clients take part in a round: in public, or in secret."""
 
 import json
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +10,27 @@ from fedpeft.durable import write_atomically
 from fedpeft.privacy import Randomness, poisson_batch, sample
 
 
-def rotation(server_round: int, size: int, num_clients: int) -> list[int]:
+def rotation(
+    server_round: int, size: int, num_clients: int, without: Set[int] = frozenset()
+) -> list[int]:
     """Returns the cohort of a round, from 1, in a public rotation, sorted.
 
-    **Guarantees**: over any number of rounds a client takes part at most
-    ``ceil(rounds * size / num_clients)`` times, and the numbers of two of its rounds
-    differ by at least ``num_clients // size``: the privacy plan counts on both. The
-    epsilon of an example gains nothing from who is in a cohort, so there is nothing to
-    hide and nothing to draw.
+    Clients in `without` are passed over, and the next ones take their places.
+
+    **Guarantees**: with nobody passed over, a client takes part in any number of rounds
+    at most ``ceil(rounds * size / num_clients)`` times, and the numbers of two of its
+    rounds differ by at least ``num_clients // size``: the privacy plan counts on both.
+    The epsilon of an example gains nothing from who is in a cohort, so there is nothing
+    to hide and nothing to draw.
 
     >>> rotation(1, 2, 5), rotation(2, 2, 5), rotation(3, 2, 5)
     ([0, 1], [2, 3], [0, 4])
+    >>> rotation(1, 2, 5, without={1})
+    [0, 2]
     """
     first = (server_round - 1) * size
-    return sorted((first + i) % num_clients for i in range(size))
+    order = ((first + i) % num_clients for i in range(num_clients))
+    return sorted([client for client in order if client not in without][:size])
 
 
 def drawn(config: RunConfig, randomness: Randomness) -> list[int]:

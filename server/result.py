@@ -12,7 +12,7 @@ from fedpeft.evaluation import METRIC
 from fedpeft.privacy import Plan, epsilon
 from fedpeft.tensors import flatten
 from server.checkpoint import Progress
-from server.rounds import Server
+from server.setup import Server
 
 SCHEMA_VERSION = 1
 _PACKAGES = (

@@ -7,121 +7,59 @@ few clients answer, the run ends with the reason and can be resumed.
 import json
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.app import Message
 from flwr.serverapp import Grid
 
-from client.messages import TrainReply, TrainRequest
 from fedpeft.compression import COMPRESSORS
 from fedpeft.config import RunConfig
-from fedpeft.data import Encoded
 from fedpeft.durable import append_durably, write_atomically
-from fedpeft.errors import InvalidPayload, RunError
+from fedpeft.errors import RunError
 from fedpeft.evaluation import evaluate
-from fedpeft.interfaces import Aggregator, Compressor, Payload, Update
-from fedpeft.model import TaskModel, load_trainable_state
-from fedpeft.privacy import ENROLMENT, Plan, Randomness
+from fedpeft.interfaces import Update
+from fedpeft.model import load_trainable_state
 from fedpeft.tensors import Tensors, add, scale
 from server.checkpoint import Progress, save_checkpoint
-from server.cohort import SecretFile, rotation
+from server.cohort import rotation
+from server.exchange import (
+    SILENT,
+    Tally,
+    decode_updates,
+    enrol,
+    exchange,
+    request_to,
+)
+from server.setup import Server
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Server:
-    """What the loop needs and does not change.
-
-    Attributes:
-        run: the run's id.
-        held_out: the server's own public data, on which every model is judged.
-        output: the run directory.
-        randomness: where a round's secret cohort comes from, by its number.
-    """
-
-    run: str
-    config: RunConfig
-    plan: Plan | None
-    model: TaskModel
-    aggregator: Aggregator
-    compressor: Compressor
-    held_out: Encoded
-    output: Path
-    randomness: Callable[[int], Randomness]
-
-    @property
-    def hides_clients(self) -> bool:
-        """Whether who answered, and how many, is nobody else's business."""
-        return self.plan is not None and not self.plan.is_dp_sgd
-
-    @property
-    def secrets(self) -> SecretFile:
-        """What stays with the server."""
-        return SecretFile(self.output / "server" / "secrets.jsonl")
-
-
-@dataclass
-class Tally:
-    """What one round received."""
-
-    codes: Counter[str] = field(default_factory=Counter)
-    replies: int = 0
-    bytes_up: int = 0
-    entropy_bits: float = 0.0
 
 
 def run_rounds(grid: Grid, server: Server, progress: Progress) -> Progress:
     """Runs all rounds after `progress`; each ends with a checkpoint and an event line.
 
+    Asked to stop, it stops before the next round.
+
     Raises:
         RunError: if too small a share of a cohort answers.
     """
+    server.runtime.watch(progress)
     if server.plan is not None and server.plan.is_secret and not progress.server_round:
         enrol(grid, server, progress)
     for server_round in range(progress.server_round + 1, server.config.run.rounds + 1):
+        if server.runtime.should_stop():
+            break
         record = _run_round(grid, server, progress, server_round)
         progress.records.append(record)
         save_checkpoint(server.output / "checkpoint", progress, server.config.hash)
         line = json.dumps(record).encode() + b"\n"
         append_durably(server.output / "events.jsonl", line)
-        _log(record)
+        _log(server, record)
+        server.runtime.watch(progress)
     return progress
-
-
-def enrol(grid: Grid, server: Server, progress: Progress) -> None:
-    """Has every client charge the whole run to its ledger, drawn later or not.
-
-    Raises:
-        RunError: if one does not: the plan counts on all of them.
-    """
-    clients = range(server.config.partition.num_clients)
-    requests = {
-        client: _request(server, progress, ENROLMENT, client, b"") for client in clients
-    }
-    replies = exchange(grid, requests)
-    joined = [client for client in clients if _code(replies, client) == "ok"]
-    for client in joined:
-        reply = replies[client]
-        progress.acknowledged[client] = (reply.ledger_length, reply.ledger_head)
-    if len(joined) < len(clients):
-        codes = Counter(_code(replies, client) for client in clients)
-        raise RunError(
-            f"Expected all {len(clients)} clients to join, got "
-            f"{', '.join(f'{n} {code}' for code, n in sorted(codes.items()))}: every "
-            "client is charged for a run with secret cohorts. Mend the cause and go on "
-            "with --resume; a new run charges those that joined again."
-        )
-
-
-def _code(replies: dict[int, TrainReply], client: int) -> str:
-    return replies[client].code if client in replies else "silent"
 
 
 def restore_events(output: Path, progress: Progress) -> None:
@@ -152,41 +90,57 @@ def _run_round(
 ) -> dict[str, Any]:
     """Advances `progress` by one round and returns the round's record."""
     started = time.perf_counter()
-    cohort = _cohort(server, server_round)
+    late = server.runtime.late()
+    cohort = _cohort(server, progress, server_round)
     state = COMPRESSORS["dense"]().compress(progress.trainable, torch.Generator())
     requests = {
-        client: _request(server, progress, server_round, client, state.to_bytes())
+        client: request_to(server, progress, server_round, client, state.to_bytes())
         for client in cohort
     }
     for client in cohort:
         progress.asked[client] = progress.asked.get(client, 0) + 1
-    replies = exchange(grid, requests)
-    tally = Tally()
-    updates = _updates(server, progress, replies, tally)
-    _advance(server, progress, server_round, updates, tally, len(cohort))
+    replies = exchange(grid, server, requests)
+    tally = Tally(dict.fromkeys(cohort, SILENT))
+    updates = decode_updates(server, progress, replies, tally)
+    try:
+        _advance(server, progress, server_round, updates, tally)
+    finally:
+        server.standing.note(tally.outcomes, server.runtime)
     metric = _metric(server, progress)
-    counts: dict[str, int | float | None] = {
+    late = server.runtime.late() - late
+    facts: dict[str, Any] = {
         "cohort_size": len(cohort),
         "replies": tally.replies,
         "failures": len(cohort) - tally.replies,
+        "codes": {**tally.codes, **({"late": late} if late else {})},
         "bytes_up": tally.bytes_up,
         "bytes_down": sum(len(request.state) for request in requests.values()),
         "entropy_bytes": round(tally.entropy_bits / 8),
         "seconds": round(time.perf_counter() - started, 3),
     }
     if server.hides_clients:
-        server.secrets.note({"round": server_round, **counts})
-        counts = dict.fromkeys(counts)
-    return {"round": server_round, **counts, "metric": metric}
+        server.secrets.note({"round": server_round, **facts})
+        facts = dict.fromkeys(facts)
+    return {"round": server_round, **facts, "metric": metric}
 
 
-def _cohort(server: Server, server_round: int) -> list[int]:
-    """Returns whom to ask."""
+def _cohort(server: Server, progress: Progress, server_round: int) -> list[int]:
+    """Returns whom to ask.
+
+    In a run that hides nobody, clients that are busy, set aside or at their cap are
+    passed over, and the next in the rotation take their places.
+    """
     cohort, num_clients = server.config.cohort, server.config.partition.num_clients
-    if cohort.sampling == "rotation":
-        return rotation(server_round, cohort.size, num_clients)
-    source = server.randomness(server_round)
-    return server.secrets.cohort(server.config, server_round, source)
+    if cohort.sampling != "rotation":
+        source = server.randomness(server_round)
+        return server.secrets.cohort(server.config, server_round, source)
+    without: set[int] = set()
+    if not server.hides_clients:
+        without = server.standing.passed_over(server.runtime)
+        if server.plan is not None:
+            cap = server.plan.max_participations
+            without |= {c for c, asked in progress.asked.items() if asked >= cap}
+    return rotation(server_round, cohort.size, num_clients, without)
 
 
 def _advance(
@@ -195,7 +149,6 @@ def _advance(
     server_round: int,
     updates: Iterator[Update],
     tally: Tally,
-    cohort_size: int,
 ) -> None:
     """Aggregates and applies the round, or refuses it and leaves `progress`.
 
@@ -204,98 +157,22 @@ def _advance(
     Raises:
         RunError: if too small a share of the cohort answered.
     """
-    run = server.config.run
-    needed = server.config.cohort.min_reply_share * cohort_size
+    run, cohort = server.config.run, server.config.cohort
+    # A rotation that passes clients over may find fewer than were planned.
+    planned = cohort.size if cohort.sampling == "rotation" else len(tally.outcomes)
+    needed = cohort.min_reply_share * planned
     first = next(updates, None)
-    if first is None and cohort_size:
-        raise RunError(_too_few(server, server_round, cohort_size, tally, needed))
+    if first is None and planned:
+        raise RunError(_too_few(server, server_round, tally, needed))
     stream = updates if first is None else chain([first], updates)
     step, aggregator = server.aggregator.aggregate(stream, progress.aggregator)
     if tally.replies < needed:
-        raise RunError(_too_few(server, server_round, cohort_size, tally, needed))
+        raise RunError(_too_few(server, server_round, tally, needed))
     progress.aggregator = aggregator
     progress.trainable = add(progress.trainable, step)
     if server_round > run.rounds - run.average_last:
         progress.tail = add(progress.tail, progress.trainable)
     progress.server_round = server_round
-
-
-def _request(
-    server: Server, progress: Progress, server_round: int, client: int, state: bytes
-) -> TrainRequest:
-    length, head = progress.acknowledged.get(client, (0, ""))
-    return TrainRequest(
-        run=server.run,
-        server_round=server_round,
-        config_hash=server.config.hash,
-        plan_hash=server.plan.hash if server.plan else "",
-        backbone=server.model.fingerprint,
-        state=state,
-        ledger_length=length,
-        ledger_head=head,
-        # Two checkpoints are kept: a fall-back may ask again for the last two rounds.
-        durable_round=max(0, server_round - 3),
-    )
-
-
-def exchange(grid: Grid, requests: dict[int, TrainRequest]) -> dict[int, TrainReply]:
-    """Sends each client its request and waits for the replies that come.
-
-    A message that is an error, or no train reply, counts as ``failed``.
-    """
-    nodes = sorted(grid.get_node_ids())
-    messages = [
-        Message(
-            request.to_record(),
-            dst_node_id=nodes[client],
-            message_type="train",
-            group_id=str(request.server_round),
-        )
-        for client, request in requests.items()
-    ]
-    replies = {}
-    for message in grid.send_and_receive(messages):
-        client = nodes.index(message.metadata.src_node_id)
-        if client in requests:
-            replies[client] = _read_reply(client, message)
-    return replies
-
-
-def _read_reply(client: int, message: Message) -> TrainReply:
-    if message.has_error():
-        logger.warning("client=%d error=%s", client, message.error.reason)
-        return TrainReply("failed")
-    try:
-        return TrainReply.from_record(message.content)
-    except InvalidPayload as error:
-        logger.warning("client=%d invalid reply: %s", client, error)
-        return TrainReply("failed")
-
-
-def _updates(
-    server: Server, progress: Progress, replies: dict[int, TrainReply], tally: Tally
-) -> Iterator[Update]:
-    """Decodes the replies one by one, in the clients' order, not that of arrival."""
-    for client in sorted(replies):
-        reply = replies.pop(client)
-        if reply.code == "ok":
-            try:
-                payload = Payload.from_bytes(reply.payload)
-                template = progress.trainable
-                tensors = server.compressor.decompress(payload, template)
-            except InvalidPayload as error:
-                logger.warning("client=%d invalid payload: %s", client, error)
-                tally.codes["invalid-payload"] += 1
-                continue
-            tally.replies += 1
-            tally.bytes_up += len(reply.payload)
-            tally.entropy_bits += server.compressor.entropy_bits(payload, template)
-            progress.acknowledged[client] = (reply.ledger_length, reply.ledger_head)
-            yield Update(
-                tensors, reply.num_examples if reply.num_examples >= 0 else None
-            )
-        else:
-            tally.codes[reply.code] += 1
 
 
 def _metric(server: Server, progress: Progress) -> float | None:
@@ -307,33 +184,34 @@ def _metric(server: Server, progress: Progress) -> float | None:
     return None
 
 
-def _too_few(
-    server: Server, server_round: int, cohort_size: int, tally: Tally, needed: float
-) -> str:
+def _too_few(server: Server, server_round: int, tally: Tally, needed: float) -> str:
+    asked = len(tally.outcomes)
     if server.hides_clients:
-        note = {"cohort_size": cohort_size, "replies": tally.replies, **tally.codes}
+        note = {"cohort_size": asked, "replies": tally.replies, **tally.codes}
         server.secrets.note({"round": server_round, "stopped": note})
         return (
             f"Round {server_round}: too small a share of the cohort answered. Who and "
             f"why stands in {server.secrets.path}; mend the cause and go on with "
             "--resume."
         )
-    codes = ", ".join(f"{count} {code}" for code, count in sorted(tally.codes.items()))
-    silent = cohort_size - tally.replies - sum(tally.codes.values())
-    reasons = codes + (f"{', ' if codes else ''}{silent} silent" if silent else "")
+    reasons = [f"{count} {code}" for code, count in tally.codes.items()]
+    passed_over = server.config.cohort.size - asked
+    if passed_over:
+        reasons.append(f"{passed_over} not asked: busy, set aside or at their cap")
     return (
-        f"Round {server_round}: expected at least {needed:g} of {cohort_size} clients "
-        f"to answer, got {tally.replies} ({reasons}). Mend the cause and go on with "
-        "--resume; what clients released stays charged. A client that failed in this "
-        "round needs a new run, one past its budget a larger [privacy] budget_epsilon."
+        f"Round {server_round}: expected at least {needed:g} of {asked + passed_over} "
+        f"clients to answer, got {tally.replies} ({', '.join(reasons)}). Mend the "
+        "cause and go on with --resume; what clients released stays charged. A client "
+        "that failed in this round needs a new run, one past its budget a larger "
+        "[privacy] budget_epsilon."
     )
 
 
-def _log(record: dict[str, Any]) -> None:
+def _log(server: Server, record: dict[str, Any]) -> None:
     shown = {key: "-" if value is None else value for key, value in record.items()}
     logger.info(
         "round=%(round)s replies=%(replies)s/%(cohort_size)s metric=%(metric)s "
         "bytes_up=%(bytes_up)s seconds=%(seconds)s",
         shown,
-        extra={"record": record},
+        extra={"record": record, "run": server.run, "round": record["round"]},
     )

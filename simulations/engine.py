@@ -1,9 +1,5 @@
 """Runs a scenario in this process and writes its run directory."""
 
-import contextlib
-import fcntl
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +14,10 @@ from fedpeft.errors import RunError
 from fedpeft.menus import check_variants
 from fedpeft.privacy import data_sources, make_plan, verify
 from server.app import serve
+from server.rundir import claimed, resolve
+from server.runtime import Runtime
 from simulations.grid import InProcessGrid
 from simulations.workers import WorkerPool
-
-_LOCK = "run.lock"
 
 
 def simulate(
@@ -39,8 +35,8 @@ def simulate(
     """
     check_variants(config)
     make_plan(config)
-    with _claimed(output):
-        config = _resolve(config, output, resume=resume)
+    with claimed(output):
+        config = resolve(config, output, resume=resume)
         state = Path(config.run.state) if config.run.state else output.absolute()
         _check_state(config, state)
         torch.set_num_threads(1)
@@ -54,66 +50,13 @@ def simulate(
                 config,
                 output,
                 resume=resume,
-                spent=lambda: _worst_client(config, state),
-                workers_memory=pool.peak_memory_bytes,
+                runtime=Runtime(
+                    spent=lambda: _worst_client(config, state),
+                    workers_memory=pool.peak_memory_bytes,
+                ),
             )
         finally:
             pool.close()
-
-
-@contextlib.contextmanager
-def _claimed(output: Path) -> Iterator[None]:
-    """Holds the run directory for this process; a failed start leaves nothing.
-
-    Raises:
-        RunError: if another process holds it.
-    """
-    existed = output.exists()
-    if existed and not output.is_dir():
-        raise RunError(f"Expected a directory as output, {output} is a file.")
-    make_directory(output)
-    with (output / _LOCK).open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(f"Another process is running in {output}.") from None
-        try:
-            yield
-        finally:
-            if [entry.name for entry in output.iterdir()] == [_LOCK]:
-                (output / _LOCK).unlink()
-                if not existed:
-                    output.rmdir()
-
-
-def _resolve(config: RunConfig, output: Path, *, resume: bool) -> RunConfig:
-    """Gives the run its id, or finds it again; the server writes it down.
-
-    Raises:
-        RunError: if the directory holds another run, or none to resume.
-    """
-    state = config.run.state
-    changes = {
-        "id": uuid.uuid4().hex[:16],
-        "state": str(Path(state).expanduser().absolute()) if state else None,
-    }
-    path = output / "config.toml"
-    if resume:
-        if not path.exists():
-            raise RunError(f"Expected a run to resume in {output}, found none.")
-        stored = RunConfig.from_file(path)
-        if (stored.hash, stored.run.state) != (config.hash, changes["state"]):
-            raise RunError(
-                f"Expected the configuration that {output} was started with, got a "
-                "changed one; start it in another output directory."
-            )
-        changes["id"] = stored.run.id
-    elif any(entry.name != _LOCK for entry in output.iterdir()):
-        raise RunError(
-            f"Expected a new output directory, {output} holds something already: "
-            "choose another, or go on with --resume."
-        )
-    return config.model_copy(update={"run": config.run.model_copy(update=changes)})
 
 
 def _check_state(config: RunConfig, state: Path) -> None:

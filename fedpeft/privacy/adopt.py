@@ -14,6 +14,7 @@ from fedpeft.privacy.ledger import (
     SEEDED,
     Entry,
     Ledger,
+    check_format,
     ledger_path,
     locked,
     open_ledger,
@@ -71,6 +72,7 @@ def adopt(state: Path, data_source: str) -> Adoption:
         path = ledger_path(state, data_source)
         data = path.read_bytes() if path.exists() else b""
         kept, rest = read_chain(data)
+        check_format(path, rest)
         outbox = Outbox(state, data_source)
         hashes = {entry.hash for entry in kept}
         loose, unreadable = outbox.unknown(hashes)

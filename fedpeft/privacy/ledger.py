@@ -25,6 +25,8 @@ from fedpeft.errors import LedgerError
 from fedpeft.privacy.accountant import Composition, epsilon
 
 FORMAT = 1
+"""An entry of format 1 stays as it is for ever: its hash is over its own bytes."""
+
 GENESIS = "0" * 64
 """What the first entry names as its predecessor."""
 
@@ -184,6 +186,7 @@ def open_ledger(state: Path, data_source: str, *, expected: bool = False) -> Led
     data = path.read_bytes()
     entries, rest = read_chain(data)
     if b"\n" in rest:
+        check_format(path, rest)
         raise LedgerError(
             f"{path}, line {len(entries) + 1}: the chain is broken here; the ledger "
             f"was edited or damaged. {REMEDY}"
@@ -195,6 +198,23 @@ def open_ledger(state: Path, data_source: str, *, expected: bool = False) -> Led
     if head is None or len(entries) > head[0]:  # a crash between entry and head
         ledger.write_head()
     return ledger
+
+
+def check_format(path: Path, rest: bytes) -> None:
+    """Tells an entry of a later version from a damaged one.
+
+    Raises:
+        LedgerError: if the first of these bytes are one.
+    """
+    try:
+        found = json.loads(rest.splitlines()[0])["format"]
+    except (ValueError, KeyError, TypeError):
+        return
+    if isinstance(found, int) and found > FORMAT:
+        raise LedgerError(
+            f"{path} was written by a newer fedpeft, in format {found}; this one reads "
+            f"up to {FORMAT}: update it. Nothing is wrong with the ledger."
+        )
 
 
 def _compare_with_head(

@@ -25,10 +25,10 @@ from fedpeft.data import physical_batches
 from fedpeft.model import load_trainable_state, trainable_state
 from fedpeft.tensors import zeros_like
 from fedpeft.training import example_losses
-from server.app import open_server
 from server.checkpoint import Progress
 from server.cohort import rotation
 from server.rounds import run_rounds
+from server.setup import open_server
 from simulations.grid import InProcessGrid
 from simulations.scenarios import find_scenario
 from simulations.workers import WorkerPool

@@ -488,3 +488,28 @@ def test_entries_written_before_there_was_a_nonce_still_verify(tmp_path: Path) -
     old = dataclasses.replace(entry, nonce="").sealed("0" * 64)
     assert "nonce" not in json.loads(old.to_json())
     assert type(old).from_json(old.to_json()) == old
+
+
+def test_a_ledger_of_format_1_is_read_and_goes_on(tmp_path: Path) -> None:
+    """The file was written by the version that knew no other."""
+    path = ledger_path(tmp_path, "ward-7")
+    path.parent.mkdir()
+    lines = (Path(__file__).parent / "data" / "ledger-format-1.jsonl").read_bytes()
+    path.write_bytes(lines)
+    head = {"length": 2, "hash": json.loads(lines.splitlines()[1])["hash"]}
+    head_path(tmp_path, "ward-7").parent.mkdir()
+    head_path(tmp_path, "ward-7").write_text(json.dumps(head))
+    assert [entry.round for entry in verify(tmp_path, "ward-7").entries] == [1, 2]
+    assert path.read_bytes() == lines
+
+
+@pytest.mark.parametrize("do", [verify, adopt])
+def test_a_ledger_of_a_newer_version_is_left_as_it_is(state: Path, do) -> None:
+    lines = _lines(state)
+    newest = json.loads(lines[-1])
+    newest["format"] += 1
+    _rewrite(state, [*lines[:-1], json.dumps(newest).encode()])
+    before = ledger_path(state, SOURCE).read_bytes()
+    with pytest.raises(LedgerError, match="newer fedpeft, in format 2"):
+        do(state, SOURCE)
+    assert ledger_path(state, SOURCE).read_bytes() == before

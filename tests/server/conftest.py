@@ -17,7 +17,7 @@ from fedpeft.peft import Head
 from fedpeft.privacy import SeededRandomness
 from fedpeft.tensors import zeros_like
 from server.checkpoint import Progress
-from server.rounds import Server
+from server.setup import Server
 from simulations.grid import InProcessGrid
 from tests.helpers import small_config, toy, toy_batch
 

@@ -1,0 +1,134 @@
+"""Builds what the round loop needs and does not change."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedpeft.aggregation import build_aggregator
+from fedpeft.compression import COMPRESSORS
+from fedpeft.config import RunConfig, build
+from fedpeft.data import Encoded, TextExamples, encode, load, split
+from fedpeft.errors import ConfigError, RunError
+from fedpeft.interfaces import Aggregator, Compressor
+from fedpeft.model import TaskModel, build_model
+from fedpeft.privacy import (
+    AdaptiveNorm,
+    Banded,
+    Plan,
+    PrivateMean,
+    Randomness,
+    SecureRandomness,
+    SeededRandomness,
+    make_plan,
+)
+from fedpeft.seeds import derive_seed
+from server.cohort import SecretFile
+from server.runtime import SIMULATION, Runtime
+from server.standing import Standing
+
+
+@dataclass(frozen=True)
+class Server:
+    """What the loop needs and does not change.
+
+    Attributes:
+        run: the run's id.
+        held_out: the server's own public data, on which every model is judged.
+        output: the run directory.
+        randomness: where a round's secret cohort comes from, by its number.
+        runtime: what is known of where it runs.
+        standing: how the clients have fared in it.
+    """
+
+    run: str
+    config: RunConfig
+    plan: Plan | None
+    model: TaskModel
+    aggregator: Aggregator
+    compressor: Compressor
+    held_out: Encoded
+    output: Path
+    randomness: Callable[[int], Randomness]
+    runtime: Runtime = SIMULATION
+    standing: Standing = field(default_factory=Standing)
+
+    @property
+    def hides_clients(self) -> bool:
+        """Whether who answered, and how many, is nobody else's business."""
+        return self.plan is not None and not self.plan.is_dp_sgd
+
+    @property
+    def secrets(self) -> SecretFile:
+        """What stays with the server."""
+        return SecretFile(self.output / "server" / "secrets.jsonl")
+
+
+def open_server(
+    config: RunConfig, output: Path, runtime: Runtime = SIMULATION
+) -> Server:
+    """Builds everything that the loop needs.
+
+    Raises:
+        RunError: if the configuration has no run id.
+        ConfigError: if it does not say which classes the held-out file has.
+    """
+    if config.run.id is None:
+        raise RunError("Expected a resolved configuration with [run] id.")
+    judged_on = _held_out(config, runtime.held_out)
+    model = build_model(config, len(judged_on.label_names))
+    plan = make_plan(config)
+    return Server(
+        run=config.run.id,
+        config=config,
+        plan=plan,
+        model=model,
+        aggregator=build_aggregator(config.aggregation, _private_rule(config, plan)),
+        compressor=build(COMPRESSORS, config.compression, "compression"),
+        held_out=encode(judged_on, model.tokenizer, config.data.max_length),
+        output=output,
+        randomness=_randomness(config, "cohort"),
+        runtime=runtime,
+    )
+
+
+def _held_out(config: RunConfig, path: Path | None) -> TextExamples:
+    """Returns the public examples on which models are judged."""
+    data = config.data
+    if path is not None:
+        if data.labels is None:
+            raise ConfigError(
+                "[data] labels: expected the classes in the scenario beside a held_out "
+                "file, got none: they are never read from the data."
+            )
+        return load(data.model_copy(update={"name": None, "path": str(path)}))
+    splits = split(load(data), data)
+    return splits.test if config.run.evaluate_on == "test" else splits.validation
+
+
+def _private_rule(config: RunConfig, plan: Plan | None) -> PrivateMean | None:
+    """Returns the mean that clips and noises, where the server owes privacy."""
+    if plan is None or plan.is_dp_sgd:
+        return None
+    norm, adaptive = None, config.privacy.adaptive_clipping
+    if adaptive is not None and plan.count_noise is not None:
+        norm = AdaptiveNorm(adaptive.quantile, adaptive.learning_rate, plan.count_noise)
+    return PrivateMean(
+        plan.clipping_norm,
+        plan.noise_multiplier,
+        plan.nominal_batch,
+        _randomness(config, "noise"),
+        adaptive=norm,
+        banded=Banded(config.run.rounds, plan.bands) if plan.bands else None,
+    )
+
+
+def _randomness(config: RunConfig, purpose: str) -> Callable[[int], Randomness]:
+    """Returns where the server's draws of a round come from."""
+
+    def of_round(server_round: int) -> Randomness:
+        if config.privacy.noise == "secure":
+            return SecureRandomness()
+        key = (purpose, config.hash, server_round)
+        return SeededRandomness(derive_seed(config.run.seed, "server", *key))
+
+    return of_round
