@@ -185,8 +185,8 @@ def open_ledger(state: Path, data_source: str, *, expected: bool = False) -> Led
         return Ledger(state, data_source, [])
     data = path.read_bytes()
     entries, rest = read_chain(data)
+    check_format(path, rest)
     if b"\n" in rest:
-        check_format(path, rest)
         raise LedgerError(
             f"{path}, line {len(entries) + 1}: the chain is broken here; the ledger "
             f"was edited or damaged. {REMEDY}"
@@ -208,7 +208,7 @@ def check_format(path: Path, rest: bytes) -> None:
     """
     try:
         found = json.loads(rest.splitlines()[0])["format"]
-    except (ValueError, KeyError, TypeError):
+    except (IndexError, ValueError, KeyError, TypeError):
         return
     if isinstance(found, int) and found > FORMAT:
         raise LedgerError(
