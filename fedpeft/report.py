@@ -10,10 +10,7 @@ from rich.table import Table
 
 
 class RoundReporter:
-    """Shows the rounds as the server logs them.
-
-    Attributes:
-        handler: add it to the logger ``server``.
+    """Shows the rounds as the server logs them, as long as it is entered.
 
     Args:
         rounds: how many there will be.
@@ -31,12 +28,13 @@ class RoundReporter:
             disable=not console.is_terminal or console.quiet,
         )
         self._task = self._bar.add_task("rounds", total=rounds)
-        self.handler: logging.Handler = _Handler(self._show)
+        self._handler = _Handler(self._show)
+
+    def __enter__(self) -> "RoundReporter":
         logger = logging.getLogger("server")
         logger.setLevel(logging.INFO)
         logger.propagate = False  # libraries hang handlers of their own on the root
-
-    def __enter__(self) -> "RoundReporter":
+        logger.addHandler(self._handler)
         self._bar.start()
         return self
 
@@ -47,6 +45,7 @@ class RoundReporter:
         trace: TracebackType | None,
     ) -> None:
         self._bar.stop()
+        logging.getLogger("server").removeHandler(self._handler)
 
     def _show(self, log: logging.LogRecord) -> None:
         record: dict[str, Any] | None = getattr(log, "record", None)

@@ -1,7 +1,6 @@
 """``fedpeft simulate``, ``budget`` and ``doctor``."""
 
 import json
-import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -46,8 +45,7 @@ def simulate(
     pull_missing(needed_assets(config), console)
     from simulations.engine import simulate as run
 
-    with RoundReporter(config.run.rounds, console) as reporter:
-        logging.getLogger("server").addHandler(reporter.handler)
+    with RoundReporter(config.run.rounds, console):
         result = run(config, output, resume=resume)
     if as_json:
         print(json.dumps(result, indent=2))
