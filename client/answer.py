@@ -1,94 +1,115 @@
 """One request, one answer: check, train, compress, commit."""
 
-import contextlib
+import errno
 import logging
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
 
+from client.agreement import budget_in_force
+from client.holding import Holding
 from client.messages import Code, TrainReply, TrainRequest
 from client.site import Site
-from fedpeft.compression import COMPRESSORS
+from client.update import make_update, open_randomness
 from fedpeft.errors import FedpeftError, LedgerError, PrivacyBudgetExceeded
-from fedpeft.interfaces import Payload
-from fedpeft.model import trainable_state
 from fedpeft.privacy import (
     ENROLMENT,
     Question,
-    Randomness,
     Release,
     RequestConflict,
-    SecureRandomness,
-    SeededRandomness,
-    data_sources,
-    noise_ahead,
     open_release,
 )
-from fedpeft.seeds import derive_seed, generator
-from fedpeft.tensors import Tensors, zeros_like
-from fedpeft.training import decayed, shuffled_batches, train_locally
+
+_ROOM_BYTES = 1 << 20
+"""For the ledger, its head and the file system itself, beside an answer."""
+
+_RESTORED = (
+    "Was this state directory restored from a backup, or is it a copy? What has been "
+    "released since is not in it, and going on would spend that privacy again."
+)
 
 logger = logging.getLogger(__name__)
 
 
-def answer(site: Site, client: int, state: Path, request: TrainRequest) -> TrainReply:
+def answer(
+    site: Site,
+    client: int,
+    state: Path,
+    request: TrainRequest,
+    *,
+    budget_epsilon: float | None = None,
+) -> TrainReply:
     """Answers a train request, or refuses it with a code.
+
+    **Guarantees**: an answer with the code ``storage-failed`` released nothing. Asked
+    again once the disk has room, the client answers as if for the first time, or, if
+    the answer was on disk already, with its bytes; either way it is charged once.
 
     Args:
         site: what the process keeps warm.
-        client: index of the client's data.
+        client: index of the client.
         state: the client's own state directory.
         request: as received; nothing in it is believed.
+        budget_epsilon: over all runs, as this client limits it; the plan's own budget
+            holds beside it.
     """
     mismatch = _mismatch(site, request)
     if mismatch:
         return _refuse(client, request, mismatch, "the server's copy is another one")
-    foreign = [s for s in data_sources(state) if not s.endswith(site.digest)]
-    if foreign:
-        reason = f"the state directory counts other records, as {foreign[0]}"
-        return _refuse(client, request, "ledger-refused", reason)
+    if site.plan is None and budget_epsilon is not None:
+        reason = f"a run without privacy exceeds the limit of {budget_epsilon:g}"
+        return _refuse(client, request, "budget-spent", reason)
     try:
+        site.check_state(state)
+        holding = site.holding(client)
         with (
-            _randomness(site, client, request.server_round) as randomness,
+            open_randomness(site, client, request.server_round) as randomness,
             open_release(
                 state,
-                site.data_source(client),
+                holding.source,
                 plan=site.plan,
                 randomness=randomness,
                 backbone=site.model.fingerprint,
-                budget_epsilon=site.config.privacy.budget_epsilon,
+                budget_epsilon=budget_in_force(site.config, budget_epsilon),
             ) as release,
         ):
             if request.server_round == ENROLMENT:
                 return _join(release, request)
-            return _answer(site, client, release, request)
+            return _answer(site, client, state, holding, release, request)
     except RequestConflict as error:
         return _refuse(client, request, "request-conflict", str(error))
     except LedgerError as error:
         return _refuse(client, request, "ledger-refused", str(error))
     except PrivacyBudgetExceeded as error:
         return _refuse(client, request, "budget-spent", str(error))
-    except (FedpeftError, OSError) as error:
+    except FedpeftError as error:
         return _refuse(client, request, "failed", str(error))
+    except OSError as error:
+        return _refuse(client, request, "storage-failed", str(error))
 
 
 def _join(release: Release, request: TrainRequest) -> TrainReply:
-    release.confirm(request.ledger_length, request.ledger_head)
+    _confirm(release, request)
     question = Question(request.run, request.server_round, request.hash)
     final = release.enrol(question)
     return TrainReply("ok", final.payload, final.ledger_length, final.ledger_head)
 
 
 def _answer(
-    site: Site, client: int, release: Release, request: TrainRequest
+    site: Site,
+    client: int,
+    state: Path,
+    holding: Holding,
+    release: Release,
+    request: TrainRequest,
 ) -> TrainReply:
     question = Question(request.run, request.server_round, request.hash)
-    release.confirm(request.ledger_length, request.ledger_head)
+    _confirm(release, request)
     final = release.repeat(question)
     if final is None:
         release.authorise(question)
+        _check_room(state, request)
         try:
-            update = _train(site, client, release, request)
-            payload, residual = _compress(site, client, release, request, update)
+            payload, residual = make_update(site, client, holding, release, request)
         except Exception:
             release.forfeit(question)
             raise
@@ -99,65 +120,35 @@ def _answer(
         final.payload,
         final.ledger_length,
         final.ledger_head,
-        num_examples=-1 if site.plan else len(site.clients[client]),
+        num_examples=-1 if site.plan else len(holding.examples),
     )
 
 
-def _train(site: Site, client: int, release: Release, request: TrainRequest) -> Tensors:
-    examples, section = site.clients[client], site.config.training
-    template = trainable_state(site.model)
-    payload = Payload.from_bytes(request.state)
-    seed = derive_seed(site.config.run.seed, "client", client, request.server_round)
-    mask_seed = derive_seed(seed, "dropout")
-    if site.plan and site.plan.is_dp_sgd:
-        mask_seed = release.draws.mask_seed()
-        batches = release.draws.batches(site.units(client))
-    else:
-        rng = generator(seed, "batches")
-        epochs, size = section.local_epochs, section.batch_size
-        batches = shuffled_batches(len(examples), size, epochs, rng)
-    return train_locally(
-        site.model,
-        COMPRESSORS["dense"]().decompress(payload, template),
-        examples,
-        batches,
-        engine=site.engine,
-        noise=release.draws.noise,
-        section=section,
-        rate_factor=decayed(section, request.server_round, site.config.run.rounds),
-        mask_seed=mask_seed,
-    )
+def _confirm(release: Release, request: TrainRequest) -> None:
+    """Compares the ledger with what the server has been told of it; else explains."""
+    try:
+        release.confirm(request.ledger_length, request.ledger_head)
+    except LedgerError as error:
+        raise LedgerError(f"{error} {_RESTORED}") from None
 
 
-def _compress(
-    site: Site,
-    client: int,
-    release: Release,
-    request: TrainRequest,
-    update: Tensors,
-) -> tuple[Payload, Tensors]:
-    """Compresses what is already private: post-processing, free of charge."""
-    seed = site.config.run.seed
-    rng = generator(seed, "compression", client, request.server_round)
-    if site.error_feedback is None:
-        return site.compressor.compress(update, rng), {}
-    residual = release.residual(request.run) or zeros_like(update)
-    return site.error_feedback.compress(update, residual, rng)
+def _check_room(state: Path, request: TrainRequest) -> None:
+    """Refuses to begin what the disk could not hold in the end.
 
+    An answer that does not fit is drawn anew later, and whether it fits depends on its
+    length, which depends on data. So a full disk is noticed before any are read.
 
-@contextlib.contextmanager
-def _randomness(site: Site, client: int, server_round: int) -> Iterator[Randomness]:
-    """Gives the source of this answer's batches and noise."""
-    if site.config.privacy.noise == "seeded":
-        # With the configuration's hash, different configurations never share noise.
-        purpose = ("noise", site.config.hash, client, server_round)
-        yield SeededRandomness(derive_seed(site.config.run.seed, *purpose))
-    elif site.plan and site.plan.is_dp_sgd and site.model.device.type == "cuda":
-        size = sum(t.numel() for t in trainable_state(site.model).values())
-        with noise_ahead(SecureRandomness(), size, site.plan.local_steps) as ahead:
-            yield ahead
-    else:
-        yield SecureRandomness()
+    Raises:
+        OSError: says how much room there is.
+    """
+    # The payload and the error-feedback memory: each at most about as long as the
+    # dense state, twice for what replaces a file.
+    needed = 4 * len(request.state) + _ROOM_BYTES
+    free = shutil.disk_usage(state).free
+    if free < needed:
+        raise OSError(
+            errno.ENOSPC, f"Expected {needed} bytes free, found {free}", str(state)
+        )
 
 
 def _mismatch(site: Site, request: TrainRequest) -> Code | None:
@@ -175,6 +166,11 @@ def _mismatch(site: Site, request: TrainRequest) -> Code | None:
 
 def _refuse(client: int, request: TrainRequest, code: Code, reason: str) -> TrainReply:
     logger.warning(
-        "client=%d round=%d refused=%s: %s", client, request.server_round, code, reason
+        "client=%d round=%d refused=%s: %s",
+        client,
+        request.server_round,
+        code,
+        reason,
+        extra={"run": request.run, "round": request.server_round, "code": code},
     )
     return TrainReply(code)

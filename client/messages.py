@@ -23,6 +23,7 @@ Code = Literal[
     "request-conflict",
     "config-mismatch",
     "backbone-mismatch",
+    "storage-failed",
     "failed",
 ]
 """All that a client says about why it does not answer; the reason stays in its log."""

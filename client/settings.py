@@ -55,6 +55,8 @@ class ClientSection(TransportSection):
         state: directory of ledger, outbox and accepted plans: the client's memory.
         accept: hash of the plan that the operator accepts, as the client printed it.
         max_message_bytes: of one request; a longer one is refused unread.
+        threads: of one training step. With one, as in a simulation, results are equal
+            to a simulation's bit for bit, if the noise is seeded.
     """
 
     server: str
@@ -62,6 +64,7 @@ class ClientSection(TransportSection):
     state: Path
     accept: str | None = Field(default=None, pattern="^[0-9a-f]{32}$")
     max_message_bytes: int = Field(default=1 << 30, ge=1 << 16)
+    threads: int = Field(default=1, ge=1)
 
     @model_validator(mode="after")
     def _insecure_stays_here(self) -> "ClientSection":

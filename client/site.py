@@ -5,13 +5,14 @@ between rounds a client is only its data, its ledger and its outbox.
 """
 
 import functools
-import hashlib
-import json
 from dataclasses import dataclass
+from pathlib import Path
 
+from client.holding import Holding, read_own, read_records
 from fedpeft.compression import COMPRESSORS, ErrorFeedback
 from fedpeft.config import RunConfig, build
-from fedpeft.data import Encoded, TextExamples, encode, load, partition, split
+from fedpeft.data import encode
+from fedpeft.errors import LedgerError
 from fedpeft.interfaces import Compressor, PrivacyEngine
 from fedpeft.model import TaskModel, build_model
 from fedpeft.privacy import (
@@ -20,20 +21,22 @@ from fedpeft.privacy import (
     GradientSource,
     NonPrivate,
     Plan,
+    data_sources,
     make_plan,
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Site:
-    """Everything that depends on the configuration alone.
+    """Everything that depends on the configuration and the data alone.
 
     Attributes:
         config: the client's own copy, by which requests are judged.
         plan: None without privacy.
         engine: bound to the model.
-        clients: the examples of each client, encoded.
-        digest: of the records each client holds, see :func:`partition_digest`.
+        holdings: of every client of a simulation; of this client alone if `is_own`.
+        is_own: whether the process serves one client, with records of its own, under
+            whatever index the server gives it.
     """
 
     config: RunConfig
@@ -41,8 +44,8 @@ class Site:
     model: TaskModel
     engine: PrivacyEngine
     compressor: Compressor
-    clients: list[Encoded]
-    digest: str
+    holdings: tuple[Holding, ...]
+    is_own: bool = False
 
     @property
     def error_feedback(self) -> ErrorFeedback | None:
@@ -50,55 +53,53 @@ class Site:
         wanted = self.config.compression.error_feedback
         return ErrorFeedback(self.compressor) if wanted else None
 
-    def units(self, client: int) -> list[list[int]]:
-        """Returns the units of privacy among a client's examples."""
-        return self.clients[client].units(self.config.privacy.unit == "person")
-
-    def data_source(self, client: int) -> str:
-        """Names a client's data over all runs: they continue the same ledger.
+    def holding(self, client: int) -> Holding:
+        """Returns what a client holds.
 
         Raises:
             ValueError: if there is no such client.
         """
-        if not 0 <= client < len(self.clients):
-            raise ValueError(f"Expected a client below {len(self.clients)}.")
-        return f"client-{client:03d}-{self.digest}"
+        if self.is_own:
+            return self.holdings[0]
+        if not 0 <= client < len(self.holdings):
+            raise ValueError(f"Expected a client below {len(self.holdings)}.")
+        return self.holdings[client]
 
+    def check_state(self, state: Path) -> None:
+        """Refuses a state directory that has counted other records.
 
-def partition_digest(examples: TextExamples, parts: list[list[int]]) -> str:
-    """Returns a short hash of whose records each client holds, whatever led to it.
-
-    Runs that differ in method, seed or length share ledgers. Runs in which any record
-    lies elsewhere, was changed or is new do not: a ledger that went on under another
-    deal of the same records would count some of them at two clients.
-    """
-    digest = hashlib.sha256()
-    for indices in parts:
-        held = sorted(
-            (
-                examples.texts[i],
-                examples.label_names[int(examples.labels[i])],
-                examples.persons[i] if examples.persons else "",
+        Raises:
+            LedgerError: names them.
+        """
+        sources = {holding.source for holding in self.holdings}
+        foreign = [name for name in data_sources(state) if name not in sources]
+        if foreign:
+            mine = self.holdings[0].source if self.is_own else "this partition"
+            raise LedgerError(
+                f"The state directory {state} belongs to {foreign[0]}, not to {mine}: "
+                "renamed, the same records would get a fresh budget. Keep the name, or "
+                "give other records another state directory."
             )
-            for i in indices
-        )
-        digest.update(json.dumps(held).encode())
-    return digest.hexdigest()[:8]
 
 
 @functools.lru_cache(maxsize=1)
-def open_site(toml: str) -> Site:
+def open_site(toml: str, data: str = "") -> Site:
     """Builds the site of a resolved configuration, or returns the one at hand.
 
+    A client's own file is read here, once: rows that change while the process runs
+    count from its next start.
+
     Args:
-        toml: the configuration's text, the key under which the site is kept.
+        toml: the configuration's text; with `data` the key under which it is kept.
+        data: JSON of an ``OwnDataSection``; empty in a simulation, where all clients
+            are served and the scenario's data are dealt to them.
     """
     config = RunConfig.from_toml(toml)
     plan = make_plan(config)
-    splits = split(load(config.data), config.data)
-    model = build_model(config, len(splits.train.label_names))
-    encoded = encode(splits.train, model.tokenizer, config.data.max_length)
-    parts = partition(splits.train, config.partition)
+    own = read_own(data)
+    records = read_records(config, own)
+    model = build_model(config, len(records.examples.label_names))
+    encoded = encode(records.examples, model.tokenizer, config.data.max_length)
     engine = _engine(config, plan)
     engine.bind(model.module, model.operations)
     return Site(
@@ -107,8 +108,11 @@ def open_site(toml: str) -> Site:
         model,
         engine,
         build(COMPRESSORS, config.compression, "compression"),
-        [encoded.subset(indices) for indices in parts],
-        partition_digest(splits.train, parts),
+        tuple(
+            Holding(source, encoded.subset(indices))
+            for source, indices in records.parts.items()
+        ),
+        is_own=own is not None,
     )
 
 

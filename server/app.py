@@ -1,6 +1,7 @@
 """The Flower ServerApp: the same in every runtime."""
 
 import json
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from safetensors.torch import save
 
+from client.context import configuration, run_directory, run_id
 from fedpeft.config import RunConfig
 from fedpeft.durable import write_atomically
 from fedpeft.errors import RunError, RunStopped
+from fedpeft.menus import check_variants
 from fedpeft.model import trainable_state
 from fedpeft.tensors import zeros_like
 from server.checkpoint import (
@@ -20,24 +23,44 @@ from server.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from server.nodes import find_nodes
 from server.result import build_result, peak_memory_bytes
 from server.rounds import final_state, restore_events, run_rounds
+from server.rundir import claimed, resolve
 from server.runtime import SIMULATION, Runtime
 from server.setup import Server, open_server
 
 app = ServerApp()
+logger = logging.getLogger(__name__)
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Runs all rounds and writes the run directory.
+    """Runs all rounds and writes the run directory, under an engine of Flower's own.
 
-    The context's ``run_config`` holds ``config`` (resolved, as TOML), ``output`` (the
-    run directory) and ``resume``.
+    The context's ``run_config`` holds the configuration as :mod:`client.context` reads
+    it, ``output`` (the run directory; empty names it by the run), ``resume`` (go on in
+    that directory) and ``deadline-seconds`` (for the clients to come, and for a round).
     """
-    config = RunConfig.from_toml(str(context.run_config["config"]))
-    output = Path(str(context.run_config["output"]))
-    serve(grid, config, output, resume=bool(context.run_config["resume"]))
+    settings = context.run_config
+    config = RunConfig.from_toml(configuration(context))
+    check_variants(config)
+    output = run_directory(context).absolute()
+    resume = bool(settings["resume"])
+    deadline = float(settings["deadline-seconds"])
+    with claimed(output):
+        config = resolve(config, output, resume=resume, run=run_id(context))
+        print(f"Run directory: {output}", flush=True)
+        nodes = find_nodes(grid, config.partition.num_clients, deadline)
+        runtime = Runtime(deadline_seconds=deadline, nodes=nodes, watch=_say)
+        serve(grid, config, output, resume=resume, runtime=runtime)
+
+
+def _say(progress: Progress) -> None:
+    """Prints how far a run is, for Flower's log."""
+    if progress.records:
+        record = progress.records[-1]
+        print(f"round={record['round']} metric={record['metric']}", flush=True)
 
 
 def serve(
@@ -69,7 +92,12 @@ def run_to_the_end(grid: Grid, server: Server, *, resume: bool) -> dict[str, Any
     started = time.perf_counter()
     progress = _start(server, resume=resume)
     earlier = sum(record["seconds"] or 0.0 for record in progress.records)
-    run_rounds(grid, server, progress)
+    try:
+        run_rounds(grid, server, progress)
+    except RunError as error:
+        if not server.runtime.should_stop():
+            raise
+        logger.info("stopped in the middle of a round: %s", error)
     rounds = server.config.run.rounds
     if progress.server_round < rounds:
         raise RunStopped(

@@ -96,9 +96,11 @@ def exchange(
 ) -> dict[int, TrainReply]:
     """Sends each client its request and waits for the replies, until the deadline.
 
-    A message that is an error, or no train reply, counts as ``failed``.
+    A message that is an error, or no train reply, counts as ``failed``. One that comes
+    from no client, such as what Flower says of a node that is gone, counts as silence.
     """
-    nodes = sorted(grid.get_node_ids())
+    nodes = server.runtime.nodes or sorted(grid.get_node_ids())
+    clients = {node: client for client, node in enumerate(nodes)}
     messages = [
         Message(
             request.to_record(),
@@ -111,7 +113,7 @@ def exchange(
     replies = {}
     timeout = server.runtime.deadline_seconds
     for message in grid.send_and_receive(messages, timeout=timeout):
-        client = nodes.index(message.metadata.src_node_id)
+        client = clients.get(message.metadata.src_node_id, -1)
         if client in requests:
             replies[client] = _read_reply(server, client, message)
     return replies

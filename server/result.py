@@ -59,18 +59,18 @@ def build_result(
         "final": {"metric": METRIC, "value": progress.records[-1]["metric"]},
         "rounds": progress.records,
         "threads": 1,
-        "privacy": _privacy(config, server.plan, progress, spent),
+        "privacy": privacy_facts(config, server.plan, progress, spent),
         "communication": _communication(progress, server.hides_clients),
         "seconds": None if server.hides_clients else round(seconds, 1),
         "peak_memory_bytes": None if server.hides_clients else memory,
     }
 
 
-def _privacy(
+def privacy_facts(
     config: RunConfig,
     plan: Plan | None,
     progress: Progress,
-    spent: Callable[[], float] | None,
+    spent: Callable[[], float] | None = None,
 ) -> dict[str, Any]:
     """Plan and worst client; a client that was asked counts as one that released."""
     if plan is None:

@@ -38,15 +38,23 @@ def claimed(output: Path) -> Iterator[None]:
                     output.rmdir()
 
 
-def resolve(config: RunConfig, output: Path, *, resume: bool) -> RunConfig:
+def resolve(
+    config: RunConfig, output: Path, *, resume: bool, run: str | None = None
+) -> RunConfig:
     """Gives the run its id, or finds it again; the server writes it down.
+
+    Args:
+        config: as read.
+        output: the run directory.
+        resume: go on with the run that it holds.
+        run: the id of a new run; drawn by default.
 
     Raises:
         RunError: if the directory holds another run, or none to resume.
     """
     state = config.run.state
     changes = {
-        "id": uuid.uuid4().hex[:16],
+        "id": run or uuid.uuid4().hex[:16],
         "state": str(Path(state).expanduser().absolute()) if state else None,
     }
     path = output / "config.toml"

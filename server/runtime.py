@@ -1,6 +1,6 @@
 """What the round loop knows of where it runs: in a simulation, next to nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,8 @@ class Runtime:
 
     Attributes:
         deadline_seconds: that a round waits for answers; None waits for all.
+        nodes: the Flower node of every client, in their order; empty where nodes are
+            numbered as the clients are, from 1.
         held_out: a file of the server's own public data to judge models on; None takes
             the scenario's own test split.
         busy: clients that still work on a request whose round is over.
@@ -31,6 +33,7 @@ class Runtime:
     """
 
     deadline_seconds: float | None = None
+    nodes: Sequence[int] = ()
     held_out: Path | None = None
     busy: Callable[[], set[int]] = set
     connections: Callable[[], dict[int, int]] = dict

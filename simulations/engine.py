@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from client.flower import set_identity
-from client.site import partition_digest
+from client.holding import partition_digest
 from fedpeft.config import RunConfig
 from fedpeft.data import load, partition, split
 from fedpeft.durable import make_directory

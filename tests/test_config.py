@@ -5,7 +5,7 @@ import pytest
 from fedpeft.config import RunConfig, build
 from fedpeft.errors import ConfigError
 from fedpeft.sections import Component
-from simulations.scenarios import find_scenario, shipped
+from fedpeft.scenarios import find_scenario, shipped
 
 TOML = """
 [run]

@@ -328,6 +328,7 @@ def test_the_server_app_runs_as_flower_would_call_it(
     set_identity()
     pool = WorkerPool(0, shared)
     run_config = {**shared, "output": str(tmp_path / "run"), "resume": False}
+    run_config["deadline-seconds"] = 600.0
     context = Context(1, 1, {}, RecordDict(), run_config)
     app(InProcessGrid(pool, config.partition.num_clients), context)
     pool.close()

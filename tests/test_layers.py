@@ -22,8 +22,10 @@ CORE = {
 ALLOWED = {
     **{name: set() for name in CORE | FAMILIES},
     "data": set(),
+    "keys": set(),
     "oracle": set(),
     "report": set(),
+    "scenarios": set(),
     "backbone": set(),
     "model": {"backbone", "peft", "data"},
     "training": {"model", "data"},
@@ -32,7 +34,8 @@ ALLOWED = {
     "menus": {"aggregation", "compression", "data", "peft"},
     "planner": {"privacy"},
     "forecast": {"planner", "privacy"},
-    "cli": {"doctor", "forecast", "menus", "planner", "privacy", "report"},
+    "cli": {"doctor", "forecast", "keys", "menus", "planner", "privacy", "report"}
+    | {"scenarios"},
 }
 HEAVY = {
     "flwr": {"client", "server", "simulations"},

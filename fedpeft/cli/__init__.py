@@ -10,7 +10,7 @@ import sys
 import click
 import typer
 
-from fedpeft.cli import assets, ledger, run
+from fedpeft.cli import assets, client, keys, ledger, run, server, status
 from fedpeft.errors import FedpeftError
 
 app = typer.Typer(
@@ -20,9 +20,17 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (run.simulate, run.budget, run.doctor):
+for command in (
+    run.simulate,
+    run.budget,
+    run.doctor,
+    server.server,
+    client.client,
+    status.status,
+):
     app.command()(command)
 app.add_typer(assets.app, name="assets")
+app.add_typer(keys.app, name="keys")
 app.add_typer(ledger.app, name="ledger")
 
 

@@ -21,7 +21,7 @@ def read_scenario(
     scenario: str, overrides: list[str] | None, seed: int | None
 ) -> RunConfig:
     """Reads a scenario by path or name; checks that its variants exist."""
-    from simulations.scenarios import find_scenario
+    from fedpeft.scenarios import find_scenario
 
     changes = list(overrides or [])
     if seed is not None:

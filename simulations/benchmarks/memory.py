@@ -15,7 +15,7 @@ import sys, tempfile
 from pathlib import Path
 from fedpeft.config import RunConfig
 from simulations.engine import simulate
-from simulations.scenarios import find_scenario
+from fedpeft.scenarios import find_scenario
 overrides = [
     f"partition.num_clients={sys.argv[1]}", "cohort.size=6", "run.rounds=3",
     "run.workers=0", "run.evaluate_every=3", "data.nominal_examples=48",

@@ -30,7 +30,7 @@ from server.cohort import rotation
 from server.rounds import run_rounds
 from server.setup import open_server
 from simulations.grid import InProcessGrid
-from simulations.scenarios import find_scenario
+from fedpeft.scenarios import find_scenario
 from simulations.workers import WorkerPool
 
 COHORT = 4
@@ -76,7 +76,7 @@ def _bare_round(site: Site) -> None:
     assert plan is not None
     start = trainable_state(site.model)
     for client in rotation(1, COHORT, site.config.partition.num_clients):
-        examples = site.clients[client]
+        examples = site.holding(client).examples
         load_trainable_state(site.model, start)
         site.model.module.train(section.dropout)
         parameters = [p for p in site.model.module.parameters() if p.requires_grad]

@@ -1,17 +1,23 @@
 """Requests that a client must not believe."""
 
+import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+import client.answer
+import client.update
 from client.answer import answer
 from client.messages import TrainRequest
 from client.site import Site, open_site
 from fedpeft.compression import Dense
 from fedpeft.model import trainable_state
-from fedpeft.privacy import verify
+from fedpeft.privacy import Release, verify
+from fedpeft.privacy.outbox import Outbox
+from tests.client.conftest import SmallDisk
 from tests.helpers import small_config
 
 
@@ -59,7 +65,7 @@ def test_the_same_request_is_answered_with_the_same_bytes(
     first = answer(site, 0, tmp_path, request_)
     assert first.code == "ok"
     assert answer(site, 0, tmp_path, request_) == first
-    assert len(verify(tmp_path, site.data_source(0)).entries) == 1
+    assert len(verify(tmp_path, site.holding(0).source).entries) == 1
 
 
 def test_the_same_round_with_another_state_is_refused(
@@ -78,17 +84,115 @@ def test_the_number_of_examples_never_leaves_under_privacy(
     assert answer(site, 0, tmp_path, request_).num_examples == -1
 
 
-def test_a_full_disk_is_a_refusal(
+def test_a_state_that_cannot_be_written_is_a_refusal(
     site: Site, request_: TrainRequest, tmp_path: Path
 ) -> None:
     state = tmp_path / "file"
     state.write_text("not a directory")
-    assert answer(site, 0, state, request_).code == "failed"
+    assert answer(site, 0, state, request_).code == "storage-failed"
+
+
+def _fill_after(
+    disk: SmallDisk, monkeypatch: pytest.MonkeyPatch, place: object, name: str
+) -> None:
+    """Fills the disk whenever a function has done its work."""
+    work: Callable = getattr(place, name)
+
+    def then_full(*args: object, **options: object) -> object:
+        result = work(*args, **options)
+        disk.fill()
+        return result
+
+    monkeypatch.setattr(place, name, then_full)
+
+
+MOMENTS: dict[str, tuple[object, str]] = {
+    "before": (Release, "authorise"),
+    "at the outbox": (client.update, "train_locally"),
+    "at the ledger": (Outbox, "put"),
+}
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_full_disk_releases_nothing_and_with_room_again_everything_once(
+    site: Site,
+    request_: TrainRequest,
+    small_disk: SmallDisk,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+    rounds: int,
+) -> None:
+    state, elsewhere = small_disk.path / "state", tmp_path / "elsewhere"
+    asked = request_
+    for server_round in range(1, rounds):
+        known = answer(site, 0, state, asked)
+        answer(site, 0, elsewhere, asked)
+        asked = replace(
+            asked,
+            server_round=server_round + 1,
+            ledger_length=known.ledger_length,
+            ledger_head=known.ledger_head,
+        )
+    with monkeypatch.context() as patch:
+        _fill_after(small_disk, patch, *MOMENTS[moment])
+        for _ in range(2):
+            reply = answer(site, 0, state, asked)
+            assert (reply.code, reply.payload) == ("storage-failed", b"")
+    assert not list(state.rglob(".partial-*"))
+    small_disk.free()
+    reply = answer(site, 0, state, asked)
+    assert reply.code == "ok"
+    whole = answer(site, 0, elsewhere, replace(asked, ledger_length=0))
+    assert reply.payload == whole.payload
+    entries = verify(state, site.holding(0).source).entries
+    assert [entry.round for entry in entries] == list(range(1, rounds + 1))
+    assert answer(site, 0, state, asked) == reply
+
+
+def test_a_disk_without_room_is_noticed_before_any_data_are_read(
+    site: Site,
+    request_: TrainRequest,
+    small_disk: SmallDisk,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(client.update, "train_locally", None)
+    (small_disk.path / "other").write_bytes(bytes(3 << 20))  # 1 MB is left of 4
+    assert answer(site, 0, small_disk.path, request_).code == "storage-failed"
+
+
+def test_a_restored_backup_is_refused_and_explained(
+    site: Site,
+    request_: TrainRequest,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    known = answer(site, 0, tmp_path / "lost", request_)
+    later = replace(
+        request_,
+        server_round=2,
+        ledger_length=known.ledger_length,
+        ledger_head=known.ledger_head,
+    )
+    reply = answer(site, 0, tmp_path / "restored", later)
+    assert (reply.code, reply.payload) == ("ledger-refused", b"")
+    assert "Was this state directory restored from a backup" in caplog.text
+    (record,) = (r for r in caplog.records if r.levelno == logging.WARNING)
+    assert (record.run, record.round) == (request_.run, 2)
+
+
+def test_the_clients_own_budget_is_never_exceeded(
+    site: Site, request_: TrainRequest, tmp_path: Path
+) -> None:
+    reply = answer(site, 0, tmp_path, request_, budget_epsilon=0.5)
+    assert reply.code == "budget-spent"
+    assert not (tmp_path / "ledger").exists()
 
 
 def test_a_client_that_does_not_exist_has_no_data(site: Site) -> None:
     with pytest.raises(ValueError, match="Expected a client below 4"):
-        site.data_source(-1)
+        site.holding(-1)
 
 
 def test_a_state_directory_of_other_records_is_refused(

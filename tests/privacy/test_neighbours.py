@@ -14,7 +14,7 @@ from tests.helpers import small_config
 def _released_sum(site: Site, indices: list[int]) -> torch.Tensor:
     """The sum of one step over some examples of client 0, without noise."""
     section = site.config.training
-    examples = site.clients[0]
+    examples = site.holding(0).examples
     units = [[index] for index in indices]
     for part in physical_batches(examples, units, section.max_physical_batch):
         chunk = [index for unit in part for index in unit]
@@ -38,7 +38,7 @@ def test_one_more_review_moves_the_sum_by_at_most_the_norm(
         ).to_toml()
     )
     site.model.module.eval()
-    everything = list(range(len(site.clients[0])))
+    everything = list(range(len(site.holding(0).examples)))
     whole = _released_sum(site, everything)
     moved = []
     for left_out in everything[::12]:

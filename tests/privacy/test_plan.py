@@ -14,7 +14,7 @@ from fedpeft.privacy.accountant import Composition, epsilon
 from fedpeft.privacy.calibration import calibrate
 from fedpeft.privacy.plan import Plan, make_plan, nominal_steps, rotation_cap
 from fedpeft.sections import TrainingSection
-from simulations.scenarios import find_scenario
+from fedpeft.scenarios import find_scenario
 
 SCENARIO = """
 [run]

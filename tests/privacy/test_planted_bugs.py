@@ -117,8 +117,8 @@ BUGS = {
     ),
     "weights by private counts": Bug(
         "client/answer.py",
-        "num_examples=-1 if site.plan else len(site.clients[client]),",
-        "num_examples=len(site.clients[client]),",
+        "num_examples=-1 if site.plan else len(holding.examples),",
+        "num_examples=len(holding.examples),",
         "client/test_answer.py::test_the_number_of_examples_never_leaves_under_privacy",
     ),
     "NaN row dropping the step": Bug(

@@ -1,5 +1,6 @@
 """Scenario files: the user's own by path, the shipped ones by name."""
 
+from importlib import resources
 from pathlib import Path
 
 from fedpeft.errors import ConfigError
@@ -7,7 +8,7 @@ from fedpeft.errors import ConfigError
 
 def shipped() -> dict[str, Path]:
     """Returns the shipped scenarios: name -> file."""
-    folder = Path(__file__).parent
+    folder = Path(str(resources.files("simulations")))
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 

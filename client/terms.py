@@ -1,0 +1,137 @@
+"""What a plan means, in words, for the person who answers for the data."""
+
+from client.agreement import Proposal, budget_in_force
+from fedpeft.config import RunConfig
+from fedpeft.privacy import Plan
+
+Terms = list[tuple[str, str]]
+"""Rows of a name and a value, each a single printable line."""
+
+_UNITS = {
+    "example": "one example: a single row of the data",
+    "person": "one person: all rows that share a value of the person column",
+    "client": "one client: all of its records together",
+}
+_RELATIONS = {
+    "add-or-remove-one": "data with it and without it can hardly be told apart",
+    "replace-one": "data with another one in its place can hardly be told apart",
+}
+_SEEDED = (
+    "SEEDED: whoever knows the seed, the server too, can remove the noise. These data "
+    "would be as good as unprotected, for ever. For tests and rehearsals only"
+)
+
+_LONGEST = 500
+"""Letters of a value: a server must not push the other rows out of sight."""
+
+
+def terms(proposal: Proposal, earlier: tuple[float, float] | None = None) -> Terms:
+    """Says what would be agreed to.
+
+    **Guarantees**: every value is one line of printable characters, whatever the server
+    wrote into its configuration: it can neither add a row nor move the cursor.
+
+    Args:
+        proposal: as received.
+        earlier: the largest budget (epsilon over all runs, delta) accepted so far.
+
+    Raises:
+        ConfigError: if the configuration is none, or has no plan.
+    """
+    config, plan = proposal.config, proposal.plan
+    rows = _none() if plan is None else _promise(config, plan, earlier)
+    rows += [
+        ("trained", _trained(config)),
+        ("labels", ", ".join(config.data.labels or ("those of the data set",))),
+        ("backbone", f"{config.model.backbone}, fingerprint {proposal.backbone}"),
+        ("leaves this site", _leaving(config)),
+        ("stays here", _staying(config)),
+        ("hash of all this", proposal.hash),
+    ]
+    return [(name, _printable(value)) for name, value in rows]
+
+
+def _none() -> Terms:
+    warning = (
+        "NOTHING. This run promises no privacy: its updates may tell any record, and "
+        "after it no private run can promise anything for these data"
+    )
+    return [("protects", warning), ("epsilon", "infinite")]
+
+
+def _promise(
+    config: RunConfig, plan: Plan, earlier: tuple[float, float] | None
+) -> Terms:
+    most = plan.max_participations
+    return [
+        ("protects", f"{_UNITS[plan.unit]} (unit {plan.unit})"),
+        ("relation", f"{plan.relation}: {_RELATIONS[plan.relation]}"),
+        (
+            "epsilon",
+            f"{plan.planned_epsilon:.4f} planned, {plan.target_epsilon:g} at most",
+        ),
+        ("delta", f"{plan.target_delta:g}"),
+        ("budget over all runs", _budget(config, earlier)),
+        ("holds against", _against(plan)),
+        ("rounds", f"{config.run.rounds}, {most} of them with this client at most"),
+        ("noised steps a round", str(plan.local_steps)),
+        ("noise multiplier", f"{plan.noise_multiplier:.4f}"),
+        ("clipping norm", f"{plan.clipping_norm:g}"),
+        ("sampling rate", f"{plan.sampling_rate:.4g} ({plan.sampling})"),
+        ("noise", _noise(config, plan)),
+    ]
+
+
+def _budget(config: RunConfig, earlier: tuple[float, float] | None) -> str:
+    epsilon, delta = budget_in_force(config, None), config.privacy.target_delta
+    text = f"epsilon {epsilon:g}, for everything in this client's ledger"
+    if earlier is None:
+        return text
+    if epsilon > earlier[0]:
+        text += f". RAISES the budget over all runs from {earlier[0]:g} to {epsilon:g}"
+    if delta > earlier[1]:
+        text += f". RAISES delta from {earlier[1]:g} to {delta:g}"
+    return text
+
+
+def _against(plan: Plan) -> str:
+    if plan.is_dp_sgd:
+        return "everybody, the server too"
+    return "everybody but the server, which sees this client's updates unprotected"
+
+
+def _noise(config: RunConfig, plan: Plan) -> str:
+    if config.privacy.noise == "seeded":
+        return _SEEDED
+    if plan.is_dp_sgd:
+        return "secure: added here, from a cryptographic generator"
+    return "added by the server, which this client must trust: it cannot verify it"
+
+
+def _trained(config: RunConfig) -> str:
+    options = ", ".join(f"{k} = {v}" for k, v in config.peft.options.items())
+    method = f"{config.peft.name} ({options})" if options else config.peft.name
+    return f"the adapter {method} and the task's head; the backbone stays as it is"
+
+
+def _leaving(config: RunConfig) -> str:
+    update = f"one update a round, compressed by {config.compression.name}"
+    if config.is_private:
+        return (
+            f"{update}; in its place, where there is none, a code from a fixed list; "
+            "how many releases the ledger holds and its newest hash"
+        )
+    return f"{update}; a code from a fixed list; the number of examples"
+
+
+def _staying(config: RunConfig) -> str:
+    kept = "the data, losses, the ledger's entries"
+    return f"{kept}, the number of examples" if config.is_private else kept
+
+
+def _printable(text: str) -> str:
+    """Returns one line that no terminal obeys."""
+    line = " ".join(text.split())
+    if len(line) > _LONGEST:
+        line = f"{line[:_LONGEST]} ... ({len(line) - _LONGEST} letters more)"
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)

@@ -1,0 +1,85 @@
+"""``fedpeft client``: answer a server's requests with this site's own records."""
+
+import logging
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fedpeft.cli.common import pull_missing
+from fedpeft.cli.server import stop_on_signals
+from fedpeft.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    from fedpeft.doctor import Finding
+
+Settings = Annotated[Path, typer.Argument(help="The client's settings file.")]
+
+
+def client(
+    settings: Settings,
+    accept: Annotated[
+        str | None, typer.Option(help="Accept the plan with this hash, once for all.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Try everything; spend and keep nothing.")
+    ] = False,
+) -> None:
+    """Train for a server on this site's own records, until its run is finished."""
+    from client.settings import ClientSettings, read_settings
+
+    own = read_settings(settings, ClientSettings)
+    if accept is not None and not re.fullmatch("[0-9a-f]{32}", accept):
+        raise ConfigError(
+            f"--accept: expected the 32 hex digits that were shown, got {accept!r}."
+        )
+    from client.check import examine
+    from client.daemon import serve
+    from client.logs import configure
+
+    configure(sys.stderr, as_json=not sys.stderr.isatty())
+    if check:
+        _print(examine(own, _fetch))
+        return
+    serve(own, accept=accept, show=_show, fetch=_fetch, stop=stop_on_signals())
+
+
+def _fetch(names: list[str]) -> None:
+    from fedpeft import assets
+
+    known = [name for name in names if name in assets.catalogue()]
+    pull_missing(known, Console(stderr=True))
+
+
+def _show(terms: list[tuple[str, str]], plan: str) -> None:
+    """Shows a plan: as a table on a terminal, else in the log."""
+    if not sys.stderr.isatty():
+        for name, value in terms:
+            logging.getLogger("client").info("plan %s: %s: %s", plan, name, value)
+        return
+    table = Table(title="The server proposes", show_header=False)
+    for name, value in terms:
+        style = "bold red" if "SEEDED" in value or "RAISES" in value else ""
+        table.add_row(Text(name), Text(value, style))  # Text: no markup of the server's
+    Console(stderr=True).print(table)
+
+
+def _print(findings: list["Finding"]) -> None:
+    """Prints a table of what was looked at.
+
+    Raises:
+        RunError: names what is not in order.
+    """
+    table = Table(show_header=False, box=None)
+    for finding in findings:
+        word = "ok" if finding.ok else "FAIL"
+        table.add_row(word, finding.what, Text(finding.detail))
+    Console().print(table)
+    broken = [finding.what for finding in findings if not finding.ok]
+    if broken:
+        raise RunError(f"Not in order: {', '.join(broken)}.")
