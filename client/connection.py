@@ -9,8 +9,9 @@ import contextlib
 import logging
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from flwr.app import Message
 
@@ -172,8 +173,8 @@ class _Client:
         proposal = Proposal(welcome.run, welcome.toml, welcome.backbone)
         await first_of(
             self._listen(stream, welcome.client),
-            self._send(stream, proposal, welcome.client),
-            _beat(stream, welcome.heartbeat_seconds),
+            _unless_lost(self._send(stream, proposal, welcome.client)),
+            _unless_lost(_beat(stream, welcome.heartbeat_seconds)),
         )
 
     async def _listen(self, stream: Stream, index: int) -> None:
@@ -255,6 +256,13 @@ async def _beat(stream: Stream, seconds: float) -> None:
     while True:
         await asyncio.sleep(seconds)
         await stream.write(heartbeat)
+
+
+async def _unless_lost(speaking: Coroutine[Any, Any, None]) -> None:
+    """Speaks; on a lost connection it waits, since the reader may know the reason."""
+    with contextlib.suppress(ConnectionLost):
+        await speaking
+    await asyncio.Event().wait()
 
 
 def _refused(frame: pb.ServerFrame, kind: str) -> Refused:

@@ -80,7 +80,8 @@ class OwnDataSection(Section):
     """``[data]``: this client's records.
 
     Attributes:
-        path: a csv, jsonl or parquet file; all its rows are trained on.
+        path: a csv, jsonl or parquet file; all its rows are trained on. It is read when
+            the client starts: rows that change count from the next start on.
         source: names these records over all runs; their ledger is found by it. The
             file's name without its ending by default.
         share: instead of `path`, for rehearsals: this client's part, from 0, of the

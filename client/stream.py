@@ -47,19 +47,24 @@ class Stream:
         try:
             data = await self._call.read()
         except grpc.aio.AioRpcError as error:
-            reason = f"{error.code().name}: {error.details()}"
-            raise ConnectionLost(one_line(reason)) from None
+            raise _lost(error) from None
         if data is grpc.aio.EOF:
             raise ConnectionLost("the server closed the stream")
         return read_frame(pb.ServerFrame, data)
 
     async def write(self, frame: bytes) -> None:
-        """Writes a frame; on a broken stream it never returns: the reader knows why."""
+        """Writes a frame, and returns once the network has room for it.
+
+        Raises:
+            ConnectionLost: if there is nobody to read it.
+        """
         async with self._turn:
             try:
                 await self._call.write(frame)
-            except (grpc.RpcError, grpc.aio.UsageError, asyncio.InvalidStateError):
-                await asyncio.Event().wait()
+            except grpc.aio.AioRpcError as error:
+                raise _lost(error) from None
+            except (grpc.aio.UsageError, asyncio.InvalidStateError):
+                raise ConnectionLost("the stream has ended") from None
 
 
 @asynccontextmanager
@@ -76,6 +81,10 @@ async def open_stream(section: ClientSection) -> AsyncIterator[Stream]:
         channel = grpc.aio.secure_channel(section.server, credentials, options=OPTIONS)
     async with channel:
         yield Stream(channel.stream_stream(CONNECT)())
+
+
+def _lost(error: grpc.aio.AioRpcError) -> ConnectionLost:
+    return ConnectionLost(one_line(f"{error.code().name}: {error.details()}"))
 
 
 def one_line(text: str) -> str:

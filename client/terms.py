@@ -118,10 +118,10 @@ def _leaving(config: RunConfig) -> str:
     update = f"one update a round, compressed by {config.compression.name}"
     if config.is_private:
         return (
-            f"{update}; in its place, where there is none, a code from a fixed list; "
-            "how many releases the ledger holds and its newest hash"
+            f"{update}, or a code from a fixed list that says why there is none; how "
+            "many releases the ledger holds, and its newest hash"
         )
-    return f"{update}; a code from a fixed list; the number of examples"
+    return f"{update}, or a code from a fixed list; the number of examples"
 
 
 def _staying(config: RunConfig) -> str:

@@ -1,7 +1,9 @@
-"""Mutual TLS 1.3, from the files that either side's settings name."""
+"""Mutual TLS 1.3, from the files that either side's settings name.
+
+That it is 1.3 alone is set in ``client/__init__.py``, before gRPC is imported.
+"""
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +15,6 @@ from fedpeft.errors import FedpeftError
 from fedpeft.keys import KeyPair, certificate_fingerprint, load_pair
 
 logger = logging.getLogger(__name__)
-
-_NO_TLS_1_2 = "ECDHE-PSK-AES256-CBC-SHA"
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,6 @@ def client_credentials(section: TransportSection) -> grpc.ChannelCredentials:
     Raises:
         ConfigError: if they cannot be used.
     """
-    _allow_only_tls_1_3()
     pair = load_pair(*_files(section), role="client")
     _warn_of_the_end(pair)
     return grpc.ssl_channel_credentials(pair.ca, pair.key, pair.certificate)
@@ -65,7 +64,6 @@ def server_credentials(section: TransportSection) -> grpc.ServerCredentials:
     Raises:
         ConfigError: if they cannot be used at the start.
     """
-    _allow_only_tls_1_3()
     files = _files(section)
     seen = _signature(files)
     first = _configuration(load_pair(*files, role="server"))
@@ -119,13 +117,3 @@ def _look(path: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return status.st_ino, status.st_mtime_ns, status.st_size
-
-
-def _allow_only_tls_1_3() -> None:
-    """Leaves TLS 1.2 without a cipher suite.
-
-    gRPC's Python binding has no setting for the lowest version. This variable lists the
-    suites of TLS 1.2 alone; the one suite left needs a shared secret that nobody has.
-    The core reads it once, when the process first makes credentials.
-    """
-    os.environ["GRPC_SSL_CIPHER_SUITES"] = _NO_TLS_1_2

@@ -60,7 +60,8 @@ def _say(progress: Progress) -> None:
     """Prints how far a run is, for Flower's log."""
     if progress.records:
         record = progress.records[-1]
-        print(f"round={record['round']} metric={record['metric']}", flush=True)
+        metric = "-" if record["metric"] is None else record["metric"]
+        print(f"round={record['round']} metric={metric}", flush=True)
 
 
 def serve(

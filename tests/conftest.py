@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+import client as client  # before anything imports gRPC, which reads its setting once
 from fedpeft import assets
 from fedpeft.data.rotten_tomatoes import load as rotten_tomatoes_examples
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from client.flower import set_identity
 from client.site import open_site
+from fedpeft.config import RunConfig
 from fedpeft.data import collate, encode, load, partition, split
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.model import build_model
@@ -320,18 +321,34 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(
     assert torch.equal(_model(output), _model(finished))
 
 
-def test_the_server_app_runs_as_flower_would_call_it(
-    small_reviews: Path, finished: Path, tmp_path: Path
+def test_the_server_app_runs_as_flower_would_call_it_and_goes_on_when_told_to(
+    small_reviews: Path, finished: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    config = small_config(small_reviews, "run.id=0123456789abcdef")
+    config = small_config(small_reviews)
     shared = {"config": config.to_toml(), "state": str(tmp_path / "state")}
     set_identity()
     pool = WorkerPool(0, shared)
-    run_config = {**shared, "output": str(tmp_path / "run"), "resume": False}
-    run_config["deadline-seconds"] = 600.0
-    context = Context(1, 1, {}, RecordDict(), run_config)
-    app(InProcessGrid(pool, config.partition.num_clients), context)
+    grid = InProcessGrid(pool, config.partition.num_clients)
+    send = grid.send_and_receive
+
+    def stop_in_round_2(messages: list, *, timeout: float) -> list:
+        if messages[0].metadata.group_id == "2":
+            raise RunError("stopped")
+        return send(messages, timeout=timeout)
+
+    def start(flower_run: int, **changes: bool) -> None:
+        settings = {"output": str(tmp_path / "run"), "deadline-seconds": 600.0}
+        run_config = {**shared, **settings, "resume": False, **changes}
+        app(grid, Context(flower_run, 1, {}, RecordDict(), run_config))
+
+    monkeypatch.setattr(grid, "send_and_receive", stop_in_round_2)
+    with pytest.raises(RunError, match="stopped"):
+        start(255)
+    monkeypatch.undo()
+    start(256, resume=True)
     pool.close()
+    stored = RunConfig.from_file(tmp_path / "run" / "config.toml")
+    assert stored.run.id == "00000000000000ff"
     assert torch.equal(_model(tmp_path / "run"), _model(finished))
     privacy = json.loads((tmp_path / "run" / "result.json").read_text())["privacy"]
     whole = json.loads((finished / "result.json").read_text())["privacy"]

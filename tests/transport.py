@@ -1,9 +1,12 @@
 """A grid on loopback and clients made by hand, frame by frame; no model anywhere."""
 
+import contextlib
 import queue
+import socket
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -70,6 +73,7 @@ class Loopback:
         keys: a folder that :func:`make_keys` filled, with its fingerprints; None goes
             without encryption.
         places: how many clients the run has.
+        port: to listen at; 0 takes a free one.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class Loopback:
         keys: tuple[Path, dict[str, str]] | None = None,
         *,
         places: int = 3,
+        port: int = 0,
         heartbeat_seconds: float = 10.0,
         max_reply_bytes: int = 1 << 24,
         names: tuple[str, ...] = NAMES,
@@ -92,7 +97,7 @@ class Loopback:
         self.section = ServerSection(
             scenario="none",
             output=folder,
-            address="127.0.0.1:0",
+            address=f"127.0.0.1:{port}",
             allow=self.allow_file,
             heartbeat_seconds=heartbeat_seconds,
             **self.pair("server"),
@@ -123,12 +128,13 @@ class Loopback:
         }
 
     def client_section(self, name: str, **options: object) -> ClientSection:
-        return ClientSection(
-            server=f"127.0.0.1:{self.port}",
-            name=name,
-            state=self.folder / name,
-            **{**self.pair(name), **options},
-        )
+        facts = {
+            "server": f"127.0.0.1:{self.port}",
+            "name": name,
+            "state": self.folder / name,
+            **self.pair(name),
+        }
+        return ClientSection(**{**facts, **options})
 
     def by_hand(self, name: str, **options: object) -> "HandMade":
         return HandMade(self, name, **options)
@@ -207,6 +213,91 @@ class HandMade:
         self.channel.close()
 
 
+class Proxy:
+    """Passes bytes between clients and a port, until it is told to cut.
+
+    Args:
+        target: the port.
+    """
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._open: list[socket.socket] = []
+        self._cut_after: int | None = None
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        """Breaks all connections; new ones are welcome."""
+        broken, self._open = self._open, []
+        for connection in broken:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
+
+    def cut_after(self, upward_bytes: int) -> None:
+        """Breaks all connections once so many more bytes came from the clients."""
+        self._cut_after = upward_bytes
+
+    def close(self) -> None:
+        self._listener.close()
+        self.cut()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                ours, _ = self._listener.accept()
+                theirs = socket.create_connection(("127.0.0.1", self._target))
+            except OSError:
+                return
+            self._open += [ours, theirs]
+            for ends in ((ours, theirs), (theirs, ours)):
+                upward = ends[0] is ours
+                arguments = (*ends, upward)
+                threading.Thread(target=self._pass, args=arguments, daemon=True).start()
+
+    def _pass(self, source: socket.socket, sink: socket.socket, upward: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                if upward and self._cut_after is not None:
+                    self._cut_after -= len(data)
+                    if self._cut_after <= 0:
+                        self._cut_after = None
+                        self.cut()
+                        return
+                sink.sendall(data)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+class Server:
+    """A server made by hand: plays a script for every stream, without encryption.
+
+    Args:
+        script: gets the client's frames, yields the server's.
+    """
+
+    def __init__(
+        self, script: Callable[[Iterator[pb.ClientFrame]], Iterator[pb.ServerFrame]]
+    ) -> None:
+        def connect(frames: Iterator[bytes], context: object) -> Iterator[bytes]:
+            del context
+            for frame in script(pb.ClientFrame.FromString(data) for data in frames):
+                yield frame if isinstance(frame, bytes) else frame.SerializeToString()
+
+        _, service, method = CONNECT.split("/")
+        handler = grpc.stream_stream_rpc_method_handler(connect)
+        handlers = grpc.method_handlers_generic_handler(service, {method: handler})
+        self._server = grpc.server(ThreadPoolExecutor(4), handlers=(handlers,))
+        self.port = self._server.add_insecure_port("127.0.0.1:0")
+        self._server.start()
+
+    def close(self) -> None:
+        self._server.stop(None).wait()
+
+
 class Runner:
     """``run_client`` in a thread; what it raised is raised by :meth:`join`."""
 
@@ -236,6 +327,6 @@ class Runner:
 
     def join(self) -> None:
         self._thread.join(PATIENCE_SECONDS)
-        assert not self._thread.is_alive()
+        assert not self._thread.is_alive(), "the client still runs"
         if self._error is not None:
             raise self._error

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from fedpeft.cli.common import pull_missing
@@ -17,6 +17,8 @@ from fedpeft.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from fedpeft.doctor import Finding
+
+_ALARMS = ("NOTHING", "RAISES", "SEEDED")
 
 Settings = Annotated[Path, typer.Argument(help="The client's settings file.")]
 
@@ -62,9 +64,10 @@ def _show(terms: list[tuple[str, str]], plan: str) -> None:
         for name, value in terms:
             logging.getLogger("client").info("plan %s: %s: %s", plan, name, value)
         return
-    table = Table(title="The server proposes", show_header=False)
+    last = Column(overflow="fold")  # whole, however long a word is
+    table = Table("", last, title="The server proposes", show_header=False)
     for name, value in terms:
-        style = "bold red" if "SEEDED" in value or "RAISES" in value else ""
+        style = "bold red" if any(word in value for word in _ALARMS) else ""
         table.add_row(Text(name), Text(value, style))  # Text: no markup of the server's
     Console(stderr=True).print(table)
 
@@ -75,7 +78,7 @@ def _print(findings: list["Finding"]) -> None:
     Raises:
         RunError: names what is not in order.
     """
-    table = Table(show_header=False, box=None)
+    table = Table("", "", Column(overflow="fold"), show_header=False, box=None)
     for finding in findings:
         word = "ok" if finding.ok else "FAIL"
         table.add_row(word, finding.what, Text(finding.detail))

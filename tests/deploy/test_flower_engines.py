@@ -28,6 +28,7 @@ PATIENCE_SECONDS = 180
 CHANGES = ("partition.num_clients=2", "cohort.size=2", 'peft={name="head"}')
 
 
+@pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
 def test_the_bundle_holds_code_and_scenarios_and_nothing_else() -> None:
     bundle = build_fab_from_disk(ROOT)
     assert len(bundle) < 2**21

@@ -1,6 +1,7 @@
 """The status page in a real browser: headless Chromium, as Debian packages it."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.selenium_manager import SeleniumManager
 from selenium.webdriver.support.ui import WebDriverWait
 
+from server.page import bytes_in_words
 from server.status import Snapshot, StatusPage
 from tests.snapshots import CLIENT_LEVEL, PRIVACY, record, snapshot
 
@@ -173,3 +175,27 @@ def test_the_page_prints_dark_on_white(browser, url, tmp_path):
     assert browser.execute_script(paper) == "rgb(255, 255, 255)"
     _picture(browser, tmp_path / "print.png")
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
+@pytest.mark.slow
+def test_the_page_shows_a_real_run_while_it_goes_on(browser, federation, tmp_path):
+    one = federation("run.rounds=3")
+    server = one.server()
+    server.says("Status page: ")
+    address = re.search(r"http://127\.0\.0\.1:\d+/", server.output())[0]
+    _look(browser, 1100)
+    browser.get_log("browser")
+    browser.get(address)
+    assert browser.title.startswith("Round 0 of 3, waiting")
+    clients = [one.client(name) for name in one.names]
+    wait = WebDriverWait(browser, 120)
+    wait.until(lambda browser: browser.title.startswith("Round 1 of 3, running"))
+    first = json.loads((one.run / "events.jsonl").read_text().splitlines()[0])
+    assert _text(browser, "value") == f"{first['metric']:.4f}"
+    assert _text(browser, "up") == bytes_in_words(first["bytes_up"])
+    assert _text(browser, "connected") == "3"
+    wait.until(lambda browser: browser.title.startswith("Round 2 of 3, running"))
+    assert browser.get_log("browser") == []
+    _picture(browser, tmp_path / "real.png")
+    for command in (server, *clients):
+        command.ends()
