@@ -74,7 +74,8 @@ def run_client(
         stop: once set, the request under way is the last.
 
     Raises:
-        ConfigError: if the keys cannot be used from the start.
+        ConfigError: if, from the start, the keys cannot be used or the server's are not
+            to be trusted.
         Refused: if the server refuses this client, or sends what it must not.
         FedpeftError: whatever `agree` or `handle` raise.
     """

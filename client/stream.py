@@ -10,6 +10,7 @@ from client import fleet_pb2 as pb
 from client.settings import ClientSection
 from client.tls import client_credentials
 from client.wire import CONNECT, FRAME_BYTES, read_frame
+from fedpeft.errors import ConfigError
 
 OPTIONS = [
     ("grpc.max_receive_message_length", FRAME_BYTES),
@@ -20,6 +21,9 @@ OPTIONS = [
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.max_pings_without_data", 0),
 ]
+
+_IMPROPER = ("CERTIFICATE_VERIFY_FAILED", "Hostname Verification Check failed")
+"""What gRPC writes of a server's certificate; it has no status of its own for it."""
 
 
 class ConnectionLost(ConnectionError):

@@ -16,13 +16,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Message
 
 from client.flower import from_bytes, set_identity, to_bytes
 from fedpeft.errors import RunError
-
-_CRASHED = 3
-"""Flower's error code for a client app that raised."""
 
 _PATIENCE_SECONDS = 5
 """For a worker to end by itself; a client in the middle of training loses nothing."""
@@ -30,20 +27,9 @@ _PATIENCE_SECONDS = 5
 
 def handle(message: Message, run_config: dict[str, str], client: int) -> Message:
     """Gives a message to the ClientApp as `client`; an exception becomes an error."""
-    from client.app import app  # here, so that each process imports it once, itself
+    from client.app import deliver  # here, so that each process imports it once, itself
 
-    context = Context(
-        run_id=message.metadata.run_id,
-        node_id=message.metadata.dst_node_id,
-        node_config={"partition-id": client},
-        state=RecordDict(),
-        run_config=dict(run_config),
-    )
-    try:
-        return app(message, context)
-    except Exception:
-        logging.getLogger(__name__).exception("client=%d", client)
-        return Message(Error(code=_CRASHED, reason="crashed"), reply_to=message)
+    return deliver(message, run_config, {"partition-id": client})
 
 
 class WorkerPool:

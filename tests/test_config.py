@@ -4,8 +4,8 @@ import pytest
 
 from fedpeft.config import RunConfig, build
 from fedpeft.errors import ConfigError
-from fedpeft.sections import Component
 from fedpeft.scenarios import find_scenario, shipped
+from fedpeft.sections import Component
 
 TOML = """
 [run]

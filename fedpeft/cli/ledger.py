@@ -70,13 +70,16 @@ def verify(state: State) -> None:
 def adopt(
     state: State,
     source: Annotated[str, typer.Argument(help="The data source, as `show` names it.")],
+    acknowledged: Annotated[
+        int, typer.Option(min=0, max=1_000_000, help="Entries a server last heard of.")
+    ] = 0,
 ) -> None:
     """Accept a damaged ledger: keep what holds, charge again what is lost."""
     from fedpeft import privacy
 
     if source not in _sources(state):
         raise RunError(f"No ledger of {source!r} in {state}.")
-    adoption = privacy.adopt(state, source)
+    adoption = privacy.adopt(state, source, acknowledged=acknowledged)
     print(f"{source}: kept {adoption.kept} releases, charged {adoption.charged} again.")
     if math.isinf(privacy.verify(state, source).spent(1e-5)):
         print("Its epsilon is infinite now: no private release is possible any more.")

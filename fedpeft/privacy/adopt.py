@@ -57,7 +57,7 @@ def verify(state: Path, data_source: str) -> Ledger:
         return ledger
 
 
-def adopt(state: Path, data_source: str) -> Adoption:
+def adopt(state: Path, data_source: str, *, acknowledged: int = 0) -> Adoption:
     """Makes a damaged ledger usable again without showing less than is known.
 
     **Guarantees**: entries before the first damage stay. Each entry that the head, the
@@ -67,6 +67,13 @@ def adopt(state: Path, data_source: str) -> Adoption:
     any more. After a crash in the middle, adopting again ends it; it may charge more
     than once, never less. Not guaranteed: releases of which no trace is left. The
     damaged file is kept beside the new one.
+
+    Args:
+        state: the client's state directory.
+        data_source: whose ledger.
+        acknowledged: entries that it had when a server last heard of it. A ledger that
+            was restored from a backup together with its head and outbox shows no damage
+            of its own: this is the only trace of what came after.
     """
     with locked(state, data_source):
         path = ledger_path(state, data_source)
@@ -81,7 +88,7 @@ def adopt(state: Path, data_source: str) -> Adoption:
         seen = {entry.hash for entry in behind}
         extra = sum(entry.hash not in seen for entry in loose) + unreadable
         existed = len(kept) + len(lines) + extra
-        existed = max(existed, _head_length(state, data_source))
+        existed = max(existed, _head_length(state, data_source), acknowledged)
         lost = existed - len(kept)
         price = _costliest([*kept, *loose, *behind], data_source)
         entries = list(kept)

@@ -138,7 +138,8 @@ class Release:
             raise LedgerError(
                 f"The ledger of {self._ledger.data_source} is not the one that was "
                 f"acknowledged with {length} entries: it was lost or restored. "
-                f"{REMEDY} Then start a new run."
+                f"{REMEDY} With --acknowledged {length} it charges what is missing. "
+                "Then start a new run."
             )
 
     def repeat(self, question: Question) -> Answer | None:

@@ -46,41 +46,57 @@ def wait_until(
         time.sleep(0.02)
 
 
-def kill_at(place: str) -> None:
-    """Has this process kill itself with -9 at a call.
+def at(place: str, action: Callable[[], None]) -> None:
+    """Has this process do something when it comes to a call.
 
     Args:
         place: ``module:name`` or ``module:Class.name``, then ``@n`` for the n-th call
-            and ``+`` for the moment after it: ``server.rounds:_cohort@2+``.
+            and ``+`` for the moment after it: ``server.rounds:_cohort@2+``. After ``>``
+            comes a place that is counted only from there on.
+        action: what it does.
     """
-    where, _, count = place.partition("@")
+    here, _, then = place.partition(">")
+    where, _, count = here.partition("@")
     module, _, path = where.partition(":")
     *owners, name = path.split(".")
     owner = functools.reduce(getattr, owners, importlib.import_module(module))
     original, calls = getattr(owner, name), [0]
 
+    def reached() -> None:
+        if then:
+            at(then, action)
+        else:
+            action()
+
     @functools.wraps(original)
-    def deadly(*args: object, **options: object) -> object:
+    def watched(*args: object, **options: object) -> object:
         calls[0] += 1
         at_this_call = calls[0] == int(count.rstrip("+"))
         if at_this_call and not count.endswith("+"):
-            os.kill(os.getpid(), signal.SIGKILL)
+            reached()
         result = original(*args, **options)
-        if at_this_call:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if at_this_call and count.endswith("+"):
+            reached()
         return result
 
-    setattr(owner, name, deadly)
+    setattr(owner, name, watched)
 
 
-def _command(arguments: list[str], log: str, place: str | None) -> None:
+def die() -> None:
+    """Ends this process with -9."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _command(
+    arguments: list[str], log: str, place: str | None, action: Callable[[], None]
+) -> None:
     """The body of a process: ``fedpeft ARGUMENTS``, its output into a file."""
     with Path(log).open("ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     torch.set_num_threads(1)
     if place:
-        kill_at(place)
+        at(place, action)
     sys.argv = ["fedpeft", *arguments]
     from fedpeft.cli import main
 
@@ -89,16 +105,24 @@ def _command(arguments: list[str], log: str, place: str | None) -> None:
 
 @dataclass
 class Command:
-    """A running ``fedpeft`` command."""
+    """A running ``fedpeft`` command.
+
+    Args:
+        arguments: of the command line.
+        log: the file for all output; an earlier process's stays in it.
+        place: where it does something to itself; see :func:`at`.
+        action: what.
+    """
 
     arguments: list[str]
     log: Path
     place: str | None = None
+    action: Callable[[], None] = die
     process: multiprocessing.process.BaseProcess = field(init=False)
 
     def __post_init__(self) -> None:
         self._skip = self.log.stat().st_size if self.log.exists() else 0
-        arguments = (self.arguments, str(self.log), self.place)
+        arguments = (self.arguments, str(self.log), self.place, self.action)
         self.process = _CONTEXT.Process(target=_command, args=arguments)
         self.process.start()
 
@@ -123,6 +147,11 @@ class Command:
         assert not self.process.is_alive(), f"still running: {self.output()}"
         assert self.process.exitcode == code, self.output()
         return self.output()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends the process a signal."""
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
 
     def kill(self) -> None:
         """Ends the process with -9."""
@@ -223,18 +252,33 @@ class Federation:
         }
         self._write(name, {"client": section}, f"[data]\n{data}\n")
 
-    def server(self, place: str | None = None) -> Command:
-        """Starts the server; `place` is for :func:`kill_at`."""
-        return self.start(["server", str(self.folder / "server.toml")], "server", place)
+    def server(
+        self, place: str | None = None, *, action: Callable[[], None] = die
+    ) -> Command:
+        """Starts the server; place and action are for :func:`at`."""
+        settings = str(self.folder / "server.toml")
+        return self.start(["server", settings], "server", place, action)
 
-    def client(self, name: str, place: str | None = None, *more: str) -> Command:
-        """Starts a client."""
+    def client(
+        self,
+        name: str,
+        place: str | None = None,
+        *more: str,
+        action: Callable[[], None] = die,
+    ) -> Command:
+        """Starts a client; place and action are for :func:`at`."""
         settings = str(self.folder / f"{name}.toml")
-        return self.start(["client", settings, *more], name, place)
+        return self.start(["client", settings, *more], name, place, action)
 
-    def start(self, arguments: list[str], log: str, place: str | None) -> Command:
+    def start(
+        self,
+        arguments: list[str],
+        log: str,
+        place: str | None = None,
+        action: Callable[[], None] = die,
+    ) -> Command:
         """Starts any command."""
-        command = Command(arguments, self.folder / f"{log}.log", place)
+        command = Command(arguments, self.folder / f"{log}.log", place, action)
         self.commands.append(command)
         return command
 

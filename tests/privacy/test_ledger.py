@@ -513,3 +513,21 @@ def test_a_ledger_of_a_newer_version_is_left_as_it_is(state: Path, do) -> None:
     with pytest.raises(LedgerError, match="newer fedpeft, in format 2"):
         do(state, SOURCE)
     assert ledger_path(state, SOURCE).read_bytes() == before
+
+
+def test_adopting_a_restored_backup_charges_what_a_server_had_heard_of(
+    state: Path, tmp_path_factory
+) -> None:
+    backup = tmp_path_factory.mktemp("backup") / "state"
+    shutil.copytree(state, backup)
+    before = len(verify(state, SOURCE).entries)
+    _release(state, 9)
+    acknowledged = verify(state, SOURCE)
+    with (
+        _open(backup) as release,
+        pytest.raises(LedgerError, match=f"--acknowledged {before + 1} it charges"),
+    ):
+        release.confirm(before + 1, acknowledged.head)
+    assert adopt(backup, SOURCE).charged == 0  # by itself it shows no damage
+    assert adopt(backup, SOURCE, acknowledged=before + 1).charged == 1
+    assert verify(backup, SOURCE).spent(1e-5) >= acknowledged.spent(1e-5)

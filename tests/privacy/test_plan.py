@@ -13,8 +13,8 @@ from fedpeft.errors import ConfigError
 from fedpeft.privacy.accountant import Composition, epsilon
 from fedpeft.privacy.calibration import calibrate
 from fedpeft.privacy.plan import Plan, make_plan, nominal_steps, rotation_cap
-from fedpeft.sections import TrainingSection
 from fedpeft.scenarios import find_scenario
+from fedpeft.sections import TrainingSection
 
 SCENARIO = """
 [run]
