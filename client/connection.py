@@ -9,9 +9,8 @@ import contextlib
 import logging
 import random
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from flwr.app import Message
 
@@ -20,16 +19,16 @@ from client.agreement import Proposal
 from client.flower import set_identity, to_bytes
 from client.racing import first_of
 from client.settings import ClientSection
-from client.stream import ConnectionLost, Stream, one_line, open_stream
-from client.wire import (
-    HELLO_SECONDS,
-    Assembler,
-    Refused,
-    check_protocol,
-    cut,
-    our_protocol,
-    read_message,
+from client.stream import (
+    ConnectionLost,
+    Stream,
+    beat,
+    introduce,
+    open_stream,
+    refused,
+    unless_lost,
 )
+from client.wire import Arrival, Assembler, cut, our_protocol, read_message
 from fedpeft import __version__
 from fedpeft.errors import ConfigError
 
@@ -100,7 +99,8 @@ class _Client:
         self._handle = handle
         self._worker = worker
         self._agreed: tuple[Proposal, int] | None = None
-        self._requests: asyncio.Queue[tuple[str, bytearray, int]] = asyncio.Queue(
+        self._is_agreeing = False
+        self._requests: asyncio.Queue[tuple[Arrival, int]] = asyncio.Queue(
             QUEUED_REQUESTS
         )
         self._answers: dict[str, bytes] = {}
@@ -124,29 +124,33 @@ class _Client:
 
     async def _work(self) -> None:
         """Answers requests one by one, connected or not."""
+        loop = asyncio.get_running_loop()
         while True:
-            message_id, data, index = await self._requests.get()
+            arrival, index = await self._requests.get()
+            message_id = arrival.message_id
             async with self._at_work:
-                loop = asyncio.get_running_loop()
-                self._answers[message_id] = await loop.run_in_executor(
-                    self._worker, self._answer, data, index
-                )
+                work = loop.run_in_executor(self._worker, self._answer, arrival, index)
+                del arrival  # as large as a message, and the next may be long to come
+                self._answers[message_id] = await work
                 if self._outbox is not None:
                     self._outbox.put_nowait(message_id)
 
-    def _answer(self, data: bytearray, index: int) -> bytes:
-        return to_bytes(self._handle(read_message(data), index))
+    def _answer(self, request: Arrival, index: int) -> bytes:
+        return to_bytes(self._handle(read_message(request.data or b""), index))
 
     async def _stay_connected(self) -> None:
         """Returns when the run is complete."""
         pause, has_connected = FIRST_PAUSE_SECONDS, False
         while True:
+            self._is_agreeing = False
             try:
                 async with open_stream(self._section) as stream:
                     await self._converse(stream)
                 return
             except (ConnectionLost, ConfigError) as error:
-                if isinstance(error, ConfigError) and not has_connected:
+                # Keys may be in the middle of a renewal; a bad proposal stays bad.
+                is_keys = has_connected and not self._is_agreeing
+                if isinstance(error, ConfigError) and not is_keys:
                     raise
                 reason = str(error)
             finally:
@@ -170,42 +174,51 @@ class _Client:
         hello = pb.Hello(
             protocol=our_protocol(), software=__version__, name=self._section.name
         )
-        welcome = await _introduce(stream, hello)
+        welcome = await introduce(stream, hello)
         proposal = Proposal(welcome.run, welcome.toml, welcome.backbone)
         await first_of(
             self._listen(stream, welcome.client),
-            _unless_lost(self._send(stream, proposal, welcome.client)),
-            _unless_lost(_beat(stream, welcome.heartbeat_seconds)),
+            unless_lost(self._send(stream, proposal, welcome.client)),
+            unless_lost(beat(stream, welcome.heartbeat_seconds)),
         )
 
     async def _listen(self, stream: Stream, index: int) -> None:
         """Takes in requests and acknowledgements; returns when the run is complete."""
-        assembler = Assembler(self._section.max_message_bytes)
-        while True:
-            frame, kind = await stream.read()
-            if kind == "begin":
-                keep = frame.begin.message_id not in self._held
-                assembler.begin(frame.begin, keep=keep)
-            elif kind == "chunk":
-                arrival = assembler.add(frame.chunk)
-                if arrival is not None and arrival.data is not None:
-                    await self._requests.put((arrival.message_id, arrival.data, index))
-                    self._held.add(arrival.message_id)
-            elif kind == "received":
-                self._answers.pop(frame.received.message_id, None)
-                self._held.discard(frame.received.message_id)
-            elif kind == "finished":
-                self._log(logging.INFO, "the run is complete")
-                return
-            else:
-                raise _refused(frame, kind)
+        assembler, is_complete = Assembler(self._section.max_message_bytes), False
+        while not is_complete:
+            is_complete = await self._hear(assembler, index, *await stream.read())
+        self._log(logging.INFO, "the run is complete")
+
+    async def _hear(
+        self, assembler: Assembler, index: int, frame: pb.ServerFrame, kind: str
+    ) -> bool:
+        """Takes in one frame; returns whether the run is complete.
+
+        Raises:
+            Refused: if the server ends the stream, or the frame is not due.
+        """
+        if kind == "begin":
+            keep = frame.begin.message_id not in self._held
+            assembler.begin(frame.begin, keep=keep)
+        elif kind == "chunk":
+            arrival = assembler.add(frame.chunk)
+            if arrival is not None and arrival.data is not None:
+                await self._requests.put((arrival, index))
+                self._held.add(arrival.message_id)
+        elif kind == "received":
+            self._answers.pop(frame.received.message_id, None)
+            self._held.discard(frame.received.message_id)
+        elif kind != "finished":
+            raise refused(frame, kind)
+        return kind == "finished"
 
     async def _send(self, stream: Stream, proposal: Proposal, index: int) -> None:
         """Makes sure of the agreement, says so, and sends answers as they come."""
         if (proposal, index) != self._agreed:
             loop = asyncio.get_running_loop()
+            self._is_agreeing = True
             await loop.run_in_executor(self._worker, self._agree, proposal, index)
-            self._agreed = proposal, index
+            self._is_agreeing, self._agreed = False, (proposal, index)
         for message_id in sorted(self._held):
             received = pb.Received(message_id=message_id)
             await stream.write(pb.ClientFrame(received=received).SerializeToString())
@@ -217,10 +230,10 @@ class _Client:
             self._outbox.put_nowait(message_id)
         while True:
             message_id = await self._outbox.get()
-            data = self._answers.get(message_id)
-            if data is not None:
-                for frame in cut(pb.ClientFrame, message_id, data):
+            if message_id in self._answers:
+                for frame in cut(pb.ClientFrame, message_id, self._answers[message_id]):
                     await stream.write(frame)
+                    del frame  # it would be held while nothing is to be sent
 
     def _log(self, level: int, text: str) -> None:
         name = self._section.name
@@ -228,48 +241,3 @@ class _Client:
         logger.log(
             level, "client=%s %s", name, text, extra={"client": name, "run": run}
         )
-
-
-async def _introduce(stream: Stream, hello: pb.Hello) -> pb.Welcome:
-    """Says Hello and returns the server's Welcome.
-
-    Raises:
-        ConnectionLost: if none comes.
-        Refused: if the server does not want this client, or makes no sense.
-    """
-    try:
-        async with asyncio.timeout(2 * HELLO_SECONDS):  # to connect, and to answer
-            await stream.write(pb.ClientFrame(hello=hello).SerializeToString())
-            frame, kind = await stream.read()
-    except TimeoutError:
-        raise ConnectionLost("the server does not answer") from None
-    if kind != "welcome":
-        raise _refused(frame, kind)
-    check_protocol(frame.welcome.protocol)
-    if not 0.01 <= frame.welcome.heartbeat_seconds <= 3600:
-        raise Refused("invalid-frame", "Expected a heartbeat of 0.01 to 3600 s.")
-    return frame.welcome
-
-
-async def _beat(stream: Stream, seconds: float) -> None:
-    """Shows that the client lives."""
-    heartbeat = pb.ClientFrame(heartbeat=pb.Heartbeat()).SerializeToString()
-    while True:
-        await asyncio.sleep(seconds)
-        await stream.write(heartbeat)
-
-
-async def _unless_lost(speaking: Coroutine[Any, Any, None]) -> None:
-    """Speaks; on a lost connection it waits, since the reader may know the reason."""
-    with contextlib.suppress(ConnectionLost):
-        await speaking
-    await asyncio.Event().wait()
-
-
-def _refused(frame: pb.ServerFrame, kind: str) -> Refused:
-    """Returns why the conversation ends: the server says so, or makes no sense."""
-    if kind != "refusal":
-        return Refused("invalid-frame", f"Expected no {kind} at this point.")
-    code = one_line(frame.refusal.code)
-    reason = one_line(frame.refusal.reason)
-    return Refused(code, f"The server refused this client ({code}): {reason}")

@@ -1,15 +1,23 @@
 """One stream to the server, as the client's event loop reads and writes it."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import grpc
 
 from client import fleet_pb2 as pb
 from client.settings import ClientSection
 from client.tls import client_credentials
-from client.wire import CONNECT, FRAME_BYTES, read_frame
+from client.wire import (
+    CONNECT,
+    FRAME_BYTES,
+    HELLO_SECONDS,
+    Refused,
+    check_protocol,
+    read_frame,
+)
 from fedpeft.errors import ConfigError
 
 OPTIONS = [
@@ -45,6 +53,7 @@ class Stream:
         """Returns the next frame and its kind.
 
         Raises:
+            ConfigError: if the server's certificate is not what it must be.
             ConnectionLost: if there is none.
             Refused: if the bytes are no frame.
         """
@@ -60,6 +69,7 @@ class Stream:
         """Writes a frame, and returns once the network has room for it.
 
         Raises:
+            ConfigError: if the server's certificate is not what it must be.
             ConnectionLost: if there is nobody to read it.
         """
         async with self._turn:
@@ -87,8 +97,60 @@ async def open_stream(section: ClientSection) -> AsyncIterator[Stream]:
         yield Stream(channel.stream_stream(CONNECT)())
 
 
-def _lost(error: grpc.aio.AioRpcError) -> ConnectionLost:
-    return ConnectionLost(one_line(f"{error.code().name}: {error.details()}"))
+async def introduce(stream: Stream, hello: pb.Hello) -> pb.Welcome:
+    """Says Hello and returns the server's Welcome.
+
+    Raises:
+        ConnectionLost: if none comes.
+        Refused: if the server does not want this client, or makes no sense.
+    """
+    try:
+        async with asyncio.timeout(2 * HELLO_SECONDS):  # to connect, and to answer
+            await stream.write(pb.ClientFrame(hello=hello).SerializeToString())
+            frame, kind = await stream.read()
+    except TimeoutError:
+        raise ConnectionLost("the server does not answer") from None
+    if kind != "welcome":
+        raise refused(frame, kind)
+    check_protocol(frame.welcome.protocol)
+    if not 0.01 <= frame.welcome.heartbeat_seconds <= 3600:
+        raise Refused("invalid-frame", "Expected a heartbeat of 0.01 to 3600 s.")
+    return frame.welcome
+
+
+async def beat(stream: Stream, seconds: float) -> None:
+    """Shows that the client lives."""
+    heartbeat = pb.ClientFrame(heartbeat=pb.Heartbeat()).SerializeToString()
+    while True:
+        await asyncio.sleep(seconds)
+        await stream.write(heartbeat)
+
+
+async def unless_lost(speaking: Coroutine[Any, Any, None]) -> None:
+    """Speaks; on a lost connection it waits, since the reader may know the reason."""
+    with suppress(ConnectionLost):
+        await speaking
+    await asyncio.Event().wait()
+
+
+def refused(frame: pb.ServerFrame, kind: str) -> Refused:
+    """Returns why the conversation ends: the server says so, or makes no sense."""
+    if kind != "refusal":
+        return Refused("invalid-frame", f"Expected no {kind} at this point.")
+    code = one_line(frame.refusal.code)
+    reason = one_line(frame.refusal.reason)
+    return Refused(code, f"The server refused this client ({code}): {reason}")
+
+
+def _lost(error: grpc.aio.AioRpcError) -> ConnectionLost | ConfigError:
+    """Returns why there is no connection: for now, or because the keys do not match."""
+    reason = one_line(f"{error.code().name}: {error.details()}")
+    if any(words in reason for words in _IMPROPER):
+        return ConfigError(
+            "Expected a server's certificate of the authority in [client] ca, for the "
+            f"host in [client] server, got another one: {reason}"
+        )
+    return ConnectionLost(reason)
 
 
 def one_line(text: str) -> str:

@@ -167,7 +167,7 @@ def read_message(data: bytes | bytearray) -> Message:
         InvalidPayload: for bytes that are none, in whatever way Flower notices.
     """
     try:
-        return from_bytes(bytes(data))
+        return from_bytes(data)
     except Exception as error:
         kind = type(error).__name__
         raise InvalidPayload(f"Expected a message, got other bytes ({kind}).") from None

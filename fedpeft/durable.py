@@ -1,7 +1,9 @@
 """Writing that survives a crash."""
 
+import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -16,7 +18,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     make_directory(path.parent)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".partial-")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with _named(path), os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -31,12 +33,22 @@ def append_durably(path: Path, data: bytes) -> None:
     """Appends bytes that are on disk when this returns; a crash may leave a part."""
     make_directory(path.parent)
     created = not path.exists()
-    with path.open("ab") as file:
+    with _named(path), path.open("ab") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
     if created:
         sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Has an error say which file it is about: one of a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def make_directory(path: Path) -> None:

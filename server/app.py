@@ -136,6 +136,7 @@ def _start(server: Server, *, resume: bool) -> Progress:
         _check_nothing_is_forgotten(server.output, progress)
     write_atomically(server.output / "config.toml", server.config.to_toml().encode())
     save_checkpoint(folder, progress, server.config.hash)
+    restore_events(server.output, progress)  # if all checkpoints were lost
     return progress
 
 

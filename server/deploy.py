@@ -1,5 +1,6 @@
 """One run over gRPC: from its start, or from where it stands, to its end."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from client.agreement import Proposal
+from client.connection import LONGEST_PAUSE_SECONDS
 from client.flower import set_identity
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError
@@ -30,6 +32,12 @@ STOP_SECONDS = 60.0
 If that is not enough, nothing is lost either: clients keep their answers, and are asked
 again when the server is back.
 """
+
+
+LEAVE_SECONDS = LONGEST_PAUSE_SECONDS + 15.0
+"""For clients that are away to come back, and hear that the run is complete."""
+
+logger = logging.getLogger(__name__)
 
 
 def deploy(
@@ -101,11 +109,27 @@ def _serve(
         say(f"Plan for clients to accept: {grid.proposal.hash}")
         result = run_to_the_end(grid, server, resume=True)
         monitor.state, finished = "complete", True
+        _take_leave(grid, monitor.took_part, server.runtime.should_stop)
         return result
     finally:
         grid.close(finished=finished)
         if page is not None:
             page.close()
+
+
+def _take_leave(
+    grid: GrpcGrid, clients: set[int], should_stop: Callable[[], bool]
+) -> None:
+    """Tells clients that the run is complete; waits for those that are away.
+
+    A server that has just been started again is there before any of them.
+    """
+    grid.finish()
+    patience = time.monotonic() + LEAVE_SECONDS
+    while grid.untold(clients) and not should_stop() and time.monotonic() < patience:
+        time.sleep(0.05)
+    if away := grid.untold(clients):
+        logger.warning("away at the end, not told of it: %s", ", ".join(away))
 
 
 def _hurry(grid: GrpcGrid, stop: threading.Event) -> None:

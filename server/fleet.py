@@ -7,7 +7,7 @@ side; the first to end ends the stream.
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from flwr.app import Message
@@ -23,13 +23,13 @@ from client.wire import (
     Refused,
     cut,
     our_protocol,
-    read_message,
 )
 from fedpeft import __version__
 from fedpeft.errors import InvalidPayload
 from server.door import Door
 from server.link import Link
 from server.mailbox import Mailbox
+from server.turns import Turns
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ class Fleet:
     Attributes:
         mailbox: what they are asked.
         connections: client -> how often it has connected and become ready.
+        told: the clients that know that the run is complete.
 
     Args:
         proposal: what every client must have accepted.
@@ -65,17 +66,20 @@ class Fleet:
     ) -> None:
         self.mailbox = Mailbox()
         self.connections: dict[int, int] = {}
+        self.told: set[int] = set()
+        self._is_complete = False
         self._proposal = proposal
         self._door = door
         self._max_reply_bytes = max_reply_bytes
         self._heartbeat_seconds = heartbeat_seconds
-        self._links: dict[int, Link] = {}
-        self._turns = asyncio.Semaphore(SENDERS)
+        self._streams: set[Link] = set()
+        self._links: dict[int, Link] = {}  # of those that are ready
+        self._turns = Turns(SENDERS, TURN_SECONDS)
 
     @property
     def links(self) -> list[Link]:
         """Those that are ready; may be read from any thread, since it is one step."""
-        return [link for link in list(self._links.values()) if link.is_ready]
+        return list(self._links.values())
 
     def push(self, messages: Iterable[Message]) -> list[str]:
         """Has messages sent as soon as their clients are ready; returns their ids."""
@@ -84,7 +88,7 @@ class Fleet:
             request = self.mailbox.post(message)
             message_ids.append(request.message_id)
             link = self._links.get(request.client)
-            if link is not None and link.is_ready:
+            if link is not None:
                 link.outbox.put_nowait(request.message_id)
         return message_ids
 
@@ -99,8 +103,9 @@ class Fleet:
         return replies
 
     def finish(self) -> None:
-        """Tells every client that the run is complete."""
-        for link in self._links.values():
+        """Tells every client that the run is complete, now or when it comes."""
+        self._is_complete = True
+        for link in self._streams:
             link.dismiss(None)
 
     async def connect(self, _: object, context: Any) -> None:
@@ -108,12 +113,17 @@ class Fleet:
         link = Link(context, MISSED_HEARTBEATS * self._heartbeat_seconds)
         try:
             await self._welcome(link)
+            if self._is_complete:
+                link.dismiss(None)
             is_over = await first_of(
                 self._listen(link), self._send(link), link.dismissed()
             )
             if is_over:
                 last = pb.ServerFrame(finished=pb.Finished())
-                await link.end(last, wait=True)
+                try:
+                    await link.end(last, wait=True)
+                finally:  # a client that leaves cancels this
+                    self.told.add(link.client)
         except Refused as refused:
             self._note(link, refused)
             refusal = pb.Refusal(code=refused.code, reason=str(refused))
@@ -122,7 +132,10 @@ class Fleet:
             self._log(logging.WARNING, link, "silent for too long: its stream ends")
         except (ConnectionError, EOFError):
             self._log(logging.INFO, link, "connection lost")
+        except asyncio.CancelledError:
+            pass  # by gRPC, as the server stops; it would log this as an error
         finally:
+            self._streams.discard(link)
             if self._links.get(link.client) is link:
                 del self._links[link.client]
             if link.is_ready:
@@ -139,12 +152,7 @@ class Fleet:
         if kind != "hello":
             raise Refused("invalid-frame", f"Expected Hello first, got {kind}.")
         self._door.admit(link, frame.hello)
-        earlier = self._links.get(link.client)
-        if earlier is not None:
-            earlier.dismiss(
-                Refused("superseded", "This client has connected anew: two processes?")
-            )
-        self._links[link.client] = link
+        self._streams.add(link)
         welcome = pb.Welcome(
             protocol=our_protocol(),
             software=__version__,
@@ -161,24 +169,33 @@ class Fleet:
         assembler = Assembler(self._max_reply_bytes)
         with contextlib.suppress(EOFError):
             while True:
-                frame, kind = await link.read()
-                if kind != "chunk":
-                    self._door.check(link)
-                if kind == "chunk" and link.is_ready:
-                    arrival = assembler.add(frame.chunk)
-                    if arrival is not None:
-                        await self._take_in(link, arrival)
-                elif kind == "begin" and link.is_ready:
-                    begin = frame.begin
-                    request = self.mailbox.find(link.client, begin.message_id)
-                    assembler.begin(begin, keep=request is not None)
-                elif kind == "received" and not link.is_ready:
-                    self._recognise(link, frame.received.message_id)
-                elif kind == "ready" and not link.is_ready:
-                    self._make_ready(link, frame.ready)
-                elif kind != "heartbeat":
-                    raise Refused("invalid-frame", f"Expected no {kind} at this point.")
+                # Not here: what a loop last held, it would hold while it waits.
+                await self._hear(link, assembler, *await link.read())
         return False
+
+    async def _hear(
+        self, link: Link, assembler: Assembler, frame: pb.ClientFrame, kind: str
+    ) -> None:
+        """Takes in one frame.
+
+        Raises:
+            Refused: if it is not due, or comes from a client that was revoked.
+        """
+        if kind != "chunk":
+            self._door.check(link)
+        if kind == "chunk" and link.is_ready:
+            arrival = assembler.add(frame.chunk)
+            if arrival is not None:
+                await self._take_in(link, arrival)
+        elif kind == "begin" and link.is_ready:
+            request = self.mailbox.find(link.client, frame.begin.message_id)
+            assembler.begin(frame.begin, keep=request is not None)
+        elif kind == "received" and not link.is_ready:
+            self._recognise(link, frame.received.message_id)
+        elif kind == "ready" and not link.is_ready:
+            self._make_ready(link, frame.ready)
+        elif kind != "heartbeat":
+            raise Refused("invalid-frame", f"Expected no {kind} at this point.")
 
     def _recognise(self, link: Link, message_id: str) -> None:
         """Notes a request that the client has from an earlier connection."""
@@ -187,13 +204,23 @@ class Fleet:
             link.at_work.add(message_id)
 
     def _make_ready(self, link: Link, ready: pb.Ready) -> None:
-        """Starts to send what the client was asked and does not have yet."""
+        """Starts to send what the client was asked and does not have yet.
+
+        An earlier connection of the same client ends now and not before: one that only
+        looks at the proposal disturbs nobody.
+        """
         if ready.accepted != self._proposal.hash:
             raise Refused(
                 "plan-not-accepted",
                 f"Expected the plan {self._proposal.hash} accepted, got "
                 f"{ready.accepted[:64]!r}.",
             )
+        earlier = self._links.get(link.client)
+        if earlier is not None:
+            earlier.dismiss(
+                Refused("superseded", "This client has connected anew: two processes?")
+            )
+        self._links[link.client] = link
         link.is_ready = True
         self.connections[link.client] = self.connections.get(link.client, 0) + 1
         for request in self.mailbox.waiting(link.client):
@@ -202,54 +229,35 @@ class Fleet:
         self._log(logging.INFO, link, "joined")
 
     async def _send(self, link: Link) -> bool:
-        """Sends requests as they come; a serialised copy lives while it is sent."""
+        """Sends requests as they come."""
         while True:
             message_id = await link.outbox.get()
-            async with self._turn():
-                request = self.mailbox.find(link.client, message_id)
-                if request is None or request.message is None:
-                    continue  # withdrawn before its turn came
-                link.at_work.add(message_id)
-                data = to_bytes(request.message)
-                for frame in cut(pb.ServerFrame, message_id, data):
-                    await link.write(frame)
+            async with self._turns.take():
+                await self._deliver(link, message_id)
+
+    async def _deliver(self, link: Link, message_id: str) -> None:
+        """Sends a request, unless it was withdrawn before its turn came."""
+        request = self.mailbox.find(link.client, message_id)
+        if request is not None and request.message is not None:
+            link.at_work.add(message_id)
+            data = to_bytes(request.message)
+            for frame in cut(pb.ServerFrame, message_id, data):
+                await link.write(frame)
 
     async def _take_in(self, link: Link, arrival: Arrival) -> None:
         """Hands an answer to who waits for it, and tells the client that it is here."""
         request = self.mailbox.find(link.client, arrival.message_id)
-        if request is None or request.message is None or arrival.data is None:
+        if request is None or arrival.data is None:
             kind = self.mailbox.discard(link.client, arrival.message_id)
             self._log(logging.INFO, link, f"{kind} answer dropped")
         else:
-            asked = request.message.metadata
             try:
-                reply = read_message(arrival.data)
+                self.mailbox.answer(request, arrival.data)
             except InvalidPayload as error:
                 raise Refused("invalid-frame", str(error)) from None
-            claimed = (
-                reply.metadata.src_node_id,
-                reply.metadata.reply_to_message_id,
-            )
-            if claimed != (asked.dst_node_id, asked.message_id):
-                raise Refused("invalid-frame", "Expected the answer to its request.")
-            self.mailbox.answer(request, reply)
         link.at_work.discard(arrival.message_id)
         received = pb.Received(message_id=arrival.message_id)
         await link.write(pb.ServerFrame(received=received).SerializeToString())
-
-    @contextlib.asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
-        """Waits until few others send; not for long, since some clients are slow."""
-        try:
-            async with asyncio.timeout(TURN_SECONDS):
-                await self._turns.acquire()
-        except TimeoutError:
-            yield
-            return
-        try:
-            yield
-        finally:
-            self._turns.release()
 
     def _note(self, link: Link, refused: Refused) -> None:
         """Counts a refusal and says it in one line."""

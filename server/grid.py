@@ -66,6 +66,8 @@ class GrpcGrid(Grid):
     ) -> None:
         self.proposal = proposal
         self._section = section
+        self._allow = allow
+        self._slots = slots
         self._fleet = Fleet(
             proposal,
             Door(allow, slots, insecure=section.insecure),
@@ -90,6 +92,15 @@ class GrpcGrid(Grid):
         )
         self._thread.start()
         return port.result()
+
+    def finish(self) -> None:
+        """Tells clients that the run is complete: now, or when they connect."""
+        self._ask(self._fleet.finish)
+
+    def untold(self, clients: Iterable[int]) -> list[str]:
+        """Returns the names of those who may come in and have not heard of the end."""
+        names = {self._slots.name(one) for one in set(clients) - self._fleet.told}
+        return sorted(names & set(self._allow.names()))
 
     def close(self, *, finished: bool) -> None:
         """Ends all streams; waits of other threads return with what they have.

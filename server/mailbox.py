@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from flwr.app import Message
 
 from client.flower import set_message_id
+from client.wire import read_message
+from fedpeft.errors import InvalidPayload
 
 _REMEMBERED = 4096
 """Withdrawn requests whose late answers are still called late."""
@@ -77,8 +79,16 @@ class Mailbox:
         """Whether a client was asked this, and nobody waits for it any more."""
         return self._withdrawn.get(message_id) == client
 
-    def answer(self, request: Request, reply: Message) -> None:
-        """Hands a request its answer."""
+    def answer(self, request: Request, data: bytearray) -> None:
+        """Hands a request its answer.
+
+        Raises:
+            InvalidPayload: if the bytes are no message, or another's answer.
+        """
+        reply = read_message(data)
+        claimed = reply.metadata.src_node_id, reply.metadata.reply_to_message_id
+        if claimed != (request.client + 1, request.message_id):
+            raise InvalidPayload("Expected the answer to this request, got another.")
         request.message = None
         request.answered.set_result(reply)
 

@@ -40,6 +40,11 @@ class Monitor:
         if progress.server_round and self.state == "waiting":
             self.state = "running"
 
+    @property
+    def took_part(self) -> set[int]:
+        """The clients of which an answer counted."""
+        return set(self._progress.acknowledged)
+
     def snapshot(self) -> Snapshot:
         """Returns what may be shown now."""
         config, progress = self._server.config, self._progress

@@ -10,7 +10,6 @@ asks for no password and is to stay on loopback, or behind a proxy that does ask
 """
 
 import json
-import logging
 import math
 import socket
 import threading
@@ -30,7 +29,6 @@ from server.snapshot import Snapshot, view
 
 __all__ = ["Snapshot", "StatusPage"]
 
-logger = logging.getLogger(__name__)
 
 _HEADERS = {
     "content-security-policy": f"default-src 'none'; style-src {STYLE_HASH}; "
@@ -89,7 +87,6 @@ class StatusPage:
             if not self._thread.is_alive() or time.monotonic() > deadline:
                 raise RunError("The status page did not start; the log says why.")
             time.sleep(0.005)
-        logger.info("status page at http://%s:%d", self._host, port)
         return port
 
     def close(self) -> None:

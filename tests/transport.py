@@ -207,6 +207,12 @@ class HandMade:
         except grpc.RpcError:
             return True
 
+    def finish(self) -> None:
+        """Says no more, and waits until the server does not either."""
+        self._frames.put(None)
+        with contextlib.suppress(grpc.RpcError):
+            list(self.call)
+
     def close(self) -> None:
         self._frames.put(None)
         self.call.cancel()

@@ -23,6 +23,7 @@ from client.site import Site, open_site
 from fedpeft.config import RunConfig
 from fedpeft.data import physical_batches
 from fedpeft.model import load_trainable_state, trainable_state
+from fedpeft.scenarios import find_scenario
 from fedpeft.tensors import zeros_like
 from fedpeft.training import example_losses
 from server.checkpoint import Progress
@@ -30,7 +31,6 @@ from server.cohort import rotation
 from server.rounds import run_rounds
 from server.setup import open_server
 from simulations.grid import InProcessGrid
-from fedpeft.scenarios import find_scenario
 from simulations.workers import WorkerPool
 
 COHORT = 4

@@ -12,6 +12,7 @@ from flwr.app import Message
 
 from client import connection
 from client import fleet_pb2 as pb
+from client.agreement import Proposal
 from client.connection import run_client
 from client.flower import set_message_id, to_bytes
 from client.settings import ClientSection
@@ -280,6 +281,36 @@ def test_keys_that_cannot_be_used_are_an_error_at_the_start(tmp_path) -> None:
     )
     with pytest.raises(ConfigError, match="none"):
         run_client(section, lambda *_: None, lambda message, _: message)
+
+
+def test_a_later_proposal_that_makes_no_sense_ends_the_client(tmp_path) -> None:
+    loopback = Loopback(tmp_path)
+
+    def agree(proposal: Proposal, index: int) -> None:
+        if proposal != loopback.proposal:
+            raise ConfigError("Expected another proposal.")
+
+    runner = Runner(loopback.client_section("hospital-a"), agree=agree)
+    wait_until(lambda: loopback.grid.connected())
+    loopback.close()
+    other = Loopback(tmp_path, places=4, port=loopback.port)
+    with pytest.raises(ConfigError, match="another proposal"):
+        runner.join()
+    other.close()
+
+
+def test_who_only_looks_at_the_proposal_disturbs_nobody(tmp_path) -> None:
+    loopback = Loopback(tmp_path)
+    working = loopback.ready("hospital-a")
+    looking = loopback.by_hand("hospital-a")
+    looking.say(hello=looking.hello())
+    looking.hear("welcome")
+    looking.close()
+    (message_id,) = loopback.grid.push_messages([request(0)])
+    working.answer(working.message())
+    wait_until(lambda: loopback.grid.pull_messages([message_id]))
+    working.close()
+    loopback.close()
 
 
 # --- servers that misbehave ---------------------------------------------------------

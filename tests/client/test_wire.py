@@ -97,13 +97,9 @@ def test_the_method_is_the_one_of_the_proto_file() -> None:
 
 
 def test_the_generated_code_is_up_to_date(tmp_path) -> None:
+    command = [sys.executable, "-m", "grpc_tools.protoc", "-I.", "client/fleet.proto"]
     options = [f"--python_out={tmp_path}", f"--pyi_out={tmp_path}"]
-    subprocess.run(
-        [sys.executable, "-m", "grpc_tools.protoc", "-I.", *options]
-        + ["client/fleet.proto"],
-        cwd=FOLDER.parent,
-        check=True,
-    )
+    subprocess.run([*command, *options], cwd=FOLDER.parent, check=True)
     for name in ("fleet_pb2.py", "fleet_pb2.pyi"):
         fresh = (tmp_path / "client" / name).read_text()
-        assert fresh == (FOLDER / name).read_text(), "run grpc_tools.protoc, see README"
+        assert fresh == (FOLDER / name).read_text()

@@ -4,6 +4,7 @@ The processes are forked from one that has imported everything already, which sa
 of them the seconds of its imports; they run the command line itself.
 """
 
+import contextlib
 import functools
 import importlib
 import json
@@ -11,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -103,6 +105,43 @@ def _command(
     main()
 
 
+# libfaketime breaks clock_nanosleep, with which Python sleeps.
+_SLEEP = "import time, select; time.sleep = lambda s: select.select([], [], [], s)"
+_MAIN = "from fedpeft.cli import main; main()"
+
+
+class Interpreter:
+    """``fedpeft ARGUMENTS`` started from nothing, so that its environment counts.
+
+    It has what :class:`Command` needs of a forked process.
+    """
+
+    def __init__(
+        self, arguments: list[str], log: Path, environment: dict[str, str]
+    ) -> None:
+        command = [sys.executable, "-c", f"{_SLEEP}; {_MAIN}"]
+        with log.open("ab") as file:
+            self._process = subprocess.Popen(
+                [*command, *arguments],
+                stdout=file,
+                stderr=file,
+                env={**os.environ, **environment},
+            )
+        self.pid = self._process.pid
+        self.kill = self._process.kill
+
+    @property
+    def exitcode(self) -> int | None:
+        return self._process.poll()
+
+    def is_alive(self) -> bool:
+        return self.exitcode is None
+
+    def join(self, seconds: float | None = None) -> None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+
+
 @dataclass
 class Command:
     """A running ``fedpeft`` command.
@@ -112,16 +151,21 @@ class Command:
         log: the file for all output; an earlier process's stays in it.
         place: where it does something to itself; see :func:`at`.
         action: what.
+        environment: of an :class:`Interpreter`; None forks.
     """
 
     arguments: list[str]
     log: Path
     place: str | None = None
     action: Callable[[], None] = die
-    process: multiprocessing.process.BaseProcess = field(init=False)
+    environment: dict[str, str] | None = None
+    process: multiprocessing.process.BaseProcess | Interpreter = field(init=False)
 
     def __post_init__(self) -> None:
         self._skip = self.log.stat().st_size if self.log.exists() else 0
+        if self.environment is not None:
+            self.process = Interpreter(self.arguments, self.log, self.environment)
+            return
         arguments = (self.arguments, str(self.log), self.place, self.action)
         self.process = _CONTEXT.Process(target=_command, args=arguments)
         self.process.start()
@@ -148,7 +192,7 @@ class Command:
         assert self.process.exitcode == code, self.output()
         return self.output()
 
-    def signal(self, number: signal.Signals) -> None:
+    def send_signal(self, number: signal.Signals) -> None:
         """Sends the process a signal."""
         assert self.process.pid is not None
         os.kill(self.process.pid, number)
@@ -276,9 +320,11 @@ class Federation:
         log: str,
         place: str | None = None,
         action: Callable[[], None] = die,
+        environment: dict[str, str] | None = None,
     ) -> Command:
         """Starts any command."""
-        command = Command(arguments, self.folder / f"{log}.log", place, action)
+        path = self.folder / f"{log}.log"
+        command = Command(arguments, path, place, action, environment)
         self.commands.append(command)
         return command
 
@@ -286,10 +332,15 @@ class Federation:
         """Returns a client's state directory."""
         return self.folder / f"state-{name}"
 
+    def records(self) -> list[dict]:
+        """Returns what the server wrote of each complete round."""
+        path = self.run / "events.jsonl"
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
     def events(self) -> int:
         """Returns how many rounds are complete."""
-        path = self.run / "events.jsonl"
-        return path.read_bytes().count(b"\n") if path.exists() else 0
+        return len(self.records())
 
     def close(self) -> None:
         """Ends everything."""

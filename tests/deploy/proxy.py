@@ -75,14 +75,17 @@ class Proxy:
 
     def _serve(self, client: socket.socket) -> None:
         """Carries one connection, both ways, until either side or a cut ends it."""
-        with client, contextlib.suppress(ConnectionRefusedError):
-            with socket.create_connection(("127.0.0.1", self._target)) as server:
-                self._open |= {client, server}
-                up = threading.Thread(target=self._carry, args=(client, server, "up"))
-                up.start()
-                self._carry(server, client, "down")
-                up.join()
-                self._open -= {client, server}
+        with (
+            client,
+            contextlib.suppress(ConnectionRefusedError),
+            socket.create_connection(("127.0.0.1", self._target)) as server,
+        ):
+            self._open |= {client, server}
+            up = threading.Thread(target=self._carry, args=(client, server, "up"))
+            up.start()
+            self._carry(server, client, "down")
+            up.join()
+            self._open -= {client, server}
 
     def _carry(
         self, source: socket.socket, sink: socket.socket, direction: Direction

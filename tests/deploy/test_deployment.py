@@ -50,7 +50,7 @@ def test_a_deployed_run_equals_the_simulation_bit_for_bit(
         theirs = verify(tmp_path / "simulated", source).entries
         assert source.startswith(f"client-{index:03d}-")
         assert [e.payload_hash for e in mine] == [e.payload_hash for e in theirs]
-    assert not list(one.run.rglob("*.jsonl.lock")) and not (one.run / "ledger").exists()
+    assert not (one.run / "ledger").exists()
 
 
 def test_clients_with_files_of_their_own_come_to_the_same_model(

@@ -127,9 +127,9 @@ class Scene:
         return 1024 * int(re.search(r"VmRSS:\s+(\d+)", status)[1])
 
     def _lines(self) -> list[str]:
-        written = self.server.output().partition("\n\u250c")[0]  # the table at its end
-        whole = written[: written.rfind("\n") + 1].splitlines()
-        records = [json.loads(line) for line in whole]
+        *whole, _ = self.server.output().split("\n")  # the last may be but a part
+        table = next((n for n, line in enumerate(whole) if line[0] == "\u250c"), None)
+        records = [json.loads(line) for line in whole[:table]]
         return [f"{record['level']} {record['message']}" for record in records]
 
 
@@ -377,9 +377,11 @@ def test_a_misdeed_is_refused_in_one_line(scene: Scene, misdeed: str) -> None:
 
 
 def test_a_minor_version_one_ahead_is_welcome(scene: Scene) -> None:
-    with scene.logs():
+    with scene.logs("INFO client=west joined", "INFO client=west left"):
         client = _hello_with(protocol=pb.Protocol(major=1, minor=1))(scene)
-        assert client.hear("welcome").client == 2
+        client.hear("welcome")
+        client.say(ready=pb.Ready(accepted=scene.federation.hash))
+        wait_until(lambda: "west joined" in scene.lines()[-1], "west")
         client.close()
 
 
@@ -425,6 +427,50 @@ def test_a_client_talks_to_no_server_of_a_foreign_authority(
             ca=str(tmp_path / "ca.crt"),
             **{name: str(path) for name, path in files.items()},
         )
+
+
+@contextlib.contextmanager
+def _false_server(
+    scene: Scene, certificate: str, newest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3
+) -> Iterator[tuple[str, list[str | None]]]:
+    """Yields the address of a server by hand, and TLS versions as clients come in."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.maximum_version = newest
+    context.set_alpn_protocols(["h2"])
+    pair = (scene.keys / f"{certificate}{ending}" for ending in (".crt", ".key"))
+    context.load_cert_chain(*pair)
+    versions: list[str | None] = []
+
+    def serve(listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with connection, contextlib.suppress(OSError):
+                    wrapped = context.wrap_socket(connection, server_side=True)
+                    versions.append(wrapped.version())
+                    wrapped.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}", versions
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_client_takes_no_other_client_for_the_server(scene: Scene) -> None:
+    with scene.logs(), _false_server(scene, "stranger") as (address, versions):
+        _west(scene, "Expected a server's certificate of the authority", server=address)
+    assert versions == []
+
+
+@pytest.mark.parametrize("newest", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_client_speaks_tls_1_3_alone(scene: Scene, newest: ssl.TLSVersion) -> None:
+    federation = scene.federation
+    with scene.logs(), _false_server(scene, "server", newest) as (address, versions):
+        federation.write_client("west", "share = 2", server=address, state="refusing")
+        client = federation.client("west")
+        client.says("connection lost: UNAVAILABLE")
+        client.kill()
+    assert set(versions) == ({"TLSv1.3"} if newest.name == "TLSv1_3" else set())
 
 
 @pytest.mark.parametrize(

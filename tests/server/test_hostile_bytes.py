@@ -1,21 +1,19 @@
 """20,000 mutated frames, messages and payloads: each is refused by a typed error."""
 
+import functools
 import logging
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from client import fleet_pb2 as pb
-from client.flower import set_identity, set_message_id, to_bytes
-from client.messages import TrainReply
-from client.wire import Assembler, Refused, cut, our_protocol, read_frame, read_message
+from client.flower import set_message_id, to_bytes
+from client.wire import Assembler, Refused, cut, read_frame, read_message
 from fedpeft.compression import COMPRESSORS
 from fedpeft.errors import InvalidPayload
 from fedpeft.interfaces import Payload
-from simulations.benchmarks.measuring import _status_bytes
 from tests.transport import Loopback, data_of, reply_to, request
 
 LIKE = {"adapter": torch.zeros(12, 8), "head": torch.zeros(4)}
@@ -25,6 +23,16 @@ CODECS = {
 }
 LIMIT = 1 << 16
 GROWTH_BYTES = 64 << 20
+
+
+def memory_bytes(field: str) -> int:
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split(f"{field}:")[1].split()[0])
+
+
+def forget_the_peak() -> None:
+    """Has Linux count VmHWM from now on."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
@@ -49,6 +57,7 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
+@functools.cache
 def good_payloads() -> list[Payload]:
     update = {
         "adapter": torch.linspace(-1, 1, 96).reshape(12, 8),
@@ -56,13 +65,6 @@ def good_payloads() -> list[Payload]:
     }
     rng = torch.Generator().manual_seed(0)
     return [codec.compress(update, rng) for codec in CODECS.values()]
-
-
-def reply(payload: bytes) -> bytes:
-    set_identity()
-    message = request(0)
-    set_message_id(message, "a-1")
-    return to_bytes(reply_to(message, payload))
 
 
 def decode(frames: list[bytes]) -> None:
@@ -82,40 +84,77 @@ def decode(frames: list[bytes]) -> None:
                     codec.decompress(payload, LIKE)
 
 
-def hostile(number: int) -> Iterator[list[bytes]]:
-    """Yields streams of frames: hurt as frames, as messages, or as payloads."""
-    rng = random.Random(0)
-    payloads = good_payloads()
-    for _ in range(number):
-        payload = rng.choice(payloads)
-        layer = rng.randrange(5)
-        if layer == 0:  # checksum and all
-            content = mutated(payload.to_bytes(), rng)
-        elif layer == 1:  # with a checksum that is right
-            header = mutated(payload.header, rng)[:65535]
-            content = Payload(payload.codec, 1, header, payload.body).to_bytes()
-        elif layer == 2:
-            body = mutated(payload.body, rng)
-            content = Payload(payload.codec, 1, payload.header, body).to_bytes()
-        else:
-            content = payload.to_bytes()
-        message = reply(content)
-        if layer == 3:
-            message = mutated(message, rng)
-        frames = list(cut(pb.ClientFrame, "a-1", message or b"!"))
-        if layer == 4:
-            at = rng.randrange(len(frames))
-            frames[at] = mutated(frames[at], rng)
-        yield frames
+def hurt(message_id: str, rng: random.Random) -> list[bytes]:
+    """Returns an answer's frames, hurt as frames, as a message, or as a payload."""
+    payload = rng.choice(good_payloads())
+    layer = rng.randrange(5)
+    if layer == 0:  # checksum and all
+        content = mutated(payload.to_bytes(), rng)
+    elif layer == 1:  # with a checksum that is right
+        header = mutated(payload.header, rng)
+        content = Payload(payload.codec, 1, header, payload.body).to_bytes()
+    elif layer == 2:
+        body = mutated(payload.body, rng)
+        content = Payload(payload.codec, 1, payload.header, body).to_bytes()
+    else:
+        content = payload.to_bytes()
+    asked = request(0)
+    set_message_id(asked, message_id)
+    data = to_bytes(reply_to(asked, content))
+    if layer == 3:
+        data = mutated(data, rng)
+    frames = list(cut(pb.ClientFrame, message_id, data))
+    if layer == 4:
+        at = rng.randrange(len(frames))
+        frames[at] = mutated(frames[at], rng)
+    return frames
 
 
 @pytest.mark.slow
-def test_every_mutation_is_a_typed_error_or_no_error() -> None:
-    before, refused = _status_bytes("VmRSS"), 0
-    for frames in hostile(20_000):
+def test_every_mutation_is_a_typed_error_or_none() -> None:
+    rng, refused, before = random.Random(0), 0, memory_bytes("VmRSS")
+    forget_the_peak()
+    for _ in range(20_000):
         try:
-            decode(frames)
+            decode(hurt("a-1", rng))
         except (InvalidPayload, Refused):
             refused += 1
     assert refused > 15_000
-    assert _status_bytes("VmHWM") - before < GROWTH_BYTES
+    assert memory_bytes("VmHWM") - before < GROWTH_BYTES
+
+
+@pytest.mark.slow
+def test_a_living_server_outlives_hostile_clients(tmp_path, caplog) -> None:
+    caplog.set_level(logging.WARNING)
+    loopback = Loopback(tmp_path, max_reply_bytes=LIMIT)
+    grid, rng, before = loopback.grid, random.Random(1), memory_bytes("VmRSS")
+    forget_the_peak()
+    good, accepted, asked = loopback.ready("hospital-b"), 0, ""
+    for number in range(400):
+        if not asked:
+            (asked,) = grid.push_messages([request(0)])
+        bad = loopback.by_hand("hospital-a")
+        ready = pb.ClientFrame(ready=pb.Ready(accepted=loopback.proposal.hash))
+        opening = [pb.ClientFrame(hello=bad.hello()), ready]
+        frames = [frame.SerializeToString() for frame in opening] + hurt(asked, rng)
+        if number % 4 == 0:
+            at = rng.randrange(2)
+            frames[at] = mutated(frames[at], rng)
+        bad.send(*frames)
+        bad.finish()
+        bad.close()
+        if grid.pull_messages([asked]):
+            accepted, asked = accepted + 1, ""
+    (message_id,) = grid.push_messages([request(1)])
+    good.answer(good.message(), b"undisturbed")
+    good.hear("received")
+    (answer,) = grid.pull_messages([message_id])
+    assert data_of(answer) == b"undisturbed"
+    assert memory_bytes("VmHWM") - before < GROWTH_BYTES
+    codes = grid.counts()
+    assert 0 < accepted < 400 - codes["invalid-frame"]
+    assert len([r for r in caplog.records if "refused" in r.getMessage()]) == sum(
+        count for code, count in codes.items() if code not in ("duplicate", "unknown")
+    )
+    assert not [r for r in caplog.records if r.levelno >= logging.ERROR]
+    loopback.close()
