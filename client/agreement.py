@@ -14,6 +14,12 @@ from fedpeft.durable import write_atomically
 from fedpeft.errors import RunError
 from fedpeft.privacy import Plan, make_plan
 
+_WITHDRAWAL = (
+    "#\n# To withdraw consent: stop the client, delete this file, and take the hash\n"
+    "# out of [client] accept if it stands there. What was released stays released.\n"
+    "\n"
+)
+
 
 @dataclass(frozen=True)
 class Proposal:
@@ -45,13 +51,13 @@ class Proposal:
 
     @cached_property
     def hash(self) -> str:
-        """32 hex digits of what is accepted: configuration, plan and backbone.
+        """sha256, in hex, of what is accepted: configuration, plan and backbone.
 
         Not the run: the ledger's budget holds over all runs of a plan together.
         """
         plan_hash = self.plan.hash if self.plan else ""
         key = [self.config.hash, plan_hash, self.backbone]
-        return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+        return hashlib.sha256(json.dumps(key).encode()).hexdigest()
 
 
 def budget_in_force(config: RunConfig, limit: float | None) -> float:
@@ -76,6 +82,12 @@ def check_limits(proposal: Proposal, limits: LimitsSection) -> None:
     if privacy.unit not in limits.units:
         allowed = ", ".join(limits.units) or "none at all"
         raise _beyond("units", f"a plan of unit {allowed}", repr(privacy.unit))
+    if proposal.plan and privacy.noise == "seeded" and not limits.seeded_noise:
+        raise RunError(
+            "The server's plan is beyond [limits] seeded_noise: expected secure noise, "
+            "got 'seeded': whoever knows the seed can remove the noise; set [limits] "
+            "seeded_noise = true for a rehearsal. Nothing was trained."
+        )
     plan = proposal.plan
     epsilon = plan.target_epsilon if plan else math.inf
     if limits.max_epsilon is not None and epsilon > limits.max_epsilon:
@@ -102,7 +114,8 @@ class AcceptedPlans:
     """The plans that this client's operator has read and accepted.
 
     One file a plan, never overwritten: the configuration, under its terms as they were
-    shown.
+    shown. To withdraw consent, its operator stops the client, deletes the file and
+    takes the hash out of the settings.
 
     Args:
         state: the client's state directory.
@@ -129,7 +142,7 @@ class AcceptedPlans:
         budget = budget_in_force(proposal.config, None)
         delta = proposal.config.privacy.target_delta
         granted = f"[accepted]\nbudget_epsilon = {budget!r}\ntarget_delta = {delta!r}\n"
-        text = f"{shown}{granted}\n{proposal.config.to_toml()}"
+        text = f"{shown}{_WITHDRAWAL}{granted}\n{proposal.config.to_toml()}"
         write_atomically(path, text.encode())
 
     def largest_budget(self) -> tuple[float, float] | None:

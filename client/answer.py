@@ -84,7 +84,7 @@ def answer(
     except FedpeftError as error:
         return _refuse(client, request, "failed", str(error))
     except OSError as error:
-        return _refuse(client, request, "storage-failed", str(error))
+        return _refuse(client, request, "storage-failed", _failure(error, state))
 
 
 def _join(release: Release, request: TrainRequest) -> TrainReply:
@@ -151,10 +151,18 @@ def _check_room(state: Path, request: TrainRequest) -> None:
         )
 
 
+def _failure(error: OSError, state: Path) -> str:
+    """Returns what failed and where, and nothing else that an error may say."""
+    reason = error.strerror or type(error).__name__
+    return f"{reason}: {error.filename or state}"
+
+
 def _mismatch(site: Site, request: TrainRequest) -> Code | None:
     """Compares the request with the client's own copy of what was agreed."""
     plan_hash = site.plan.hash if site.plan else ""
     if (request.config_hash, request.plan_hash) != (site.config.hash, plan_hash):
+        return "config-mismatch"
+    if site.config.run.id not in (None, request.run):
         return "config-mismatch"
     first = ENROLMENT if site.plan and site.plan.is_secret else 1
     if not first <= request.server_round <= site.config.run.rounds:

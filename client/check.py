@@ -15,11 +15,16 @@ from client.daemon import Fetch, claimed
 from client.enrolment import check_proposal, check_site, needed_assets, own_data
 from client.settings import ClientSection, ClientSettings
 from client.site import Site, open_site
+from fedpeft import assets
 from fedpeft.doctor import Finding
 from fedpeft.errors import FedpeftError, RunError
+from fedpeft.wording import printable
 
 PATIENCE_SECONDS = 20.0
 """For the server to answer."""
+
+_LONGEST = 500
+"""Letters of a finding: it may quote what the server wrote."""
 
 T = TypeVar("T")
 
@@ -28,7 +33,9 @@ def examine(settings: ClientSettings, fetch: Fetch) -> list[Finding]:
     """Looks at everything; if one thing is broken, at the others all the same.
 
     **Guarantees**: nothing is trained on but in memory, and nothing is released or
-    charged. Nothing leaves this machine but what a client says when it connects.
+    charged. Nothing leaves this machine but what a client says when it connects. Data
+    and backbone are left alone for a plan beyond the limits; and before the operator's
+    consent, no path or address that the server chose is looked at.
 
     Args:
         settings: the client's own.
@@ -57,9 +64,9 @@ def examine(settings: ClientSettings, fetch: Fetch) -> list[Finding]:
 
 def _finding(what: str, look: Callable[[], str]) -> Finding:
     try:
-        return Finding(what, True, look())
+        return Finding(what, True, printable(look(), _LONGEST))
     except Exception as error:  # whatever it is, the other things are looked at too
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = printable(str(error), _LONGEST) or type(error).__name__
         return Finding(what, False, reason)
 
 
@@ -70,6 +77,8 @@ class _Check:
         self._settings = settings
         self._fetch = fetch
         self._received: tuple[Proposal, int] | None = None
+        self._within: Proposal | None = None
+        self._agreed: Proposal | None = None
         self._opened: Site | None = None
 
     @property
@@ -84,6 +93,7 @@ class _Check:
     def limits(self) -> str:
         proposal, index = _needed(self._received, "the server's plan")
         check_proposal(proposal, index, self._settings.limits)
+        self._within = proposal
         return f"plan {proposal.hash} is within them"
 
     def consent(self) -> str:
@@ -91,21 +101,37 @@ class _Check:
         if section.accept not in (None, hash_):
             raise RunError(f"[client] accept names another plan, {section.accept}.")
         if section.accept or AcceptedPlans(section.state).holds(hash_):
+            self._agreed = self._proposal
             return "given"
         return "not yet: a start without --accept shows the plan"
 
+    def _permitted(self, *, backbone: bool = False, data: bool = False) -> Proposal:
+        """Returns the plan, if backbone or data may be loaded as it says.
+
+        A path or a hub's address that the server chose takes the operator's consent;
+        what this release pins does not, nor does the client's own file.
+        """
+        proposal, own = self._proposal, self._settings.data
+        _needed(self._within, "a plan within the limits")
+        chosen = backbone and proposal.config.model.backbone not in assets.catalogue()
+        if chosen or (data and own.path is None and proposal.config.data.path):
+            _needed(self._agreed, "the operator's consent")
+        return proposal
+
     def assets(self) -> str:
-        names = needed_assets(self._proposal.config, self._settings.data)
+        proposal = self._permitted(backbone=True)
+        names = needed_assets(proposal.config, self._settings.data)
         self._fetch(names)
         return f"{', '.join(names)}: at hand"
 
     def data(self) -> str:
-        return findings.find_data(self._proposal.config, self._settings.data)
+        proposal = self._permitted(data=True)
+        return findings.find_data(proposal.config, self._settings.data)
 
     def backbone(self) -> str:
-        proposal, section = self._proposal, self._settings.client
+        proposal = self._permitted(backbone=True, data=True)
         site = open_site(proposal.toml, own_data(self._settings.data))
-        check_site(site, proposal, section.state)
+        check_site(site, proposal, self._settings.client.state)
         self._opened = site
         return f"fingerprint {site.model.fingerprint[:16]}, as the server's"
 

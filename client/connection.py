@@ -28,9 +28,16 @@ from client.stream import (
     refused,
     unless_lost,
 )
-from client.wire import Arrival, Assembler, cut, our_protocol, read_message
+from client.wire import (
+    Arrival,
+    Assembler,
+    Refused,
+    cut,
+    our_protocol,
+    read_message,
+)
 from fedpeft import __version__
-from fedpeft.errors import ConfigError
+from fedpeft.errors import ConfigError, InvalidPayload
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +51,11 @@ LINGER_SECONDS = 10.0
 STOP_SECONDS = 0.2
 """Between two looks at whether to stop."""
 
-QUEUED_REQUESTS = 8
+QUEUED_REQUESTS = 2
 """Held while one is answered; more stay with the server."""
+
+HELD_REQUESTS = 32
+"""Whose answers have not arrived, as far as the server has said. It says so at once."""
 
 Agree = Callable[[Proposal, int], None]
 Handle = Callable[[Message, int], Message]
@@ -136,7 +146,11 @@ class _Client:
                     self._outbox.put_nowait(message_id)
 
     def _answer(self, request: Arrival, index: int) -> bytes:
-        return to_bytes(self._handle(read_message(request.data or b""), index))
+        try:
+            message = read_message(request.data or b"")
+        except InvalidPayload as error:
+            raise Refused("invalid-frame", str(error)) from None
+        return to_bytes(self._handle(message, index))
 
     async def _stay_connected(self) -> None:
         """Returns when the run is complete."""
@@ -199,6 +213,12 @@ class _Client:
         """
         if kind == "begin":
             keep = frame.begin.message_id not in self._held
+            if keep and len(self._held) >= HELD_REQUESTS:
+                raise Refused(
+                    "invalid-frame",
+                    f"Expected at most {HELD_REQUESTS} requests whose answers have not "
+                    "arrived, got another.",
+                )
             assembler.begin(frame.begin, keep=keep)
         elif kind == "chunk":
             arrival = assembler.add(frame.chunk)
@@ -206,8 +226,8 @@ class _Client:
                 await self._requests.put((arrival, index))
                 self._held.add(arrival.message_id)
         elif kind == "received":
-            self._answers.pop(frame.received.message_id, None)
-            self._held.discard(frame.received.message_id)
+            if self._answers.pop(frame.received.message_id, None) is not None:
+                self._held.discard(frame.received.message_id)
         elif kind != "finished":
             raise refused(frame, kind)
         return kind == "finished"

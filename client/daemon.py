@@ -30,7 +30,7 @@ from fedpeft.errors import InvalidPayload, RunError, RunStopped
 
 FIRST_WAIT_SECONDS = 1.0
 LONGEST_WAIT_SECONDS = 60.0
-"""Between two tries to answer while the disk is full; each wait doubles the last."""
+"""Between two tries to store an answer; each wait doubles the last."""
 
 Fetch = Callable[[list[str]], None]
 """Brings what is named, a backbone or a data set, if it is an asset not at hand."""
@@ -116,7 +116,9 @@ class Daemon:
         )
 
     def handle(self, message: Message, index: int) -> Message:
-        """Answers one message; while the disk is full it waits and tries again.
+        """Answers one message; while its answer cannot be stored it tries again.
+
+        What failed stands in the line before, by :mod:`client.answer`.
 
         Raises:
             RunStopped: if it was stopped while it waited. Nothing was sent, and the
@@ -134,7 +136,7 @@ class Daemon:
                 line = "round=%d code=%s seconds=%.1f"
                 logger.info(line, server_round, code, seconds, extra=extra)
                 return reply
-            line = "round=%d not answered: no room on the disk; next try in %.0f s"
+            line = "round=%d not answered: cannot store the answer; next try in %.0f s"
             logger.warning(line, server_round, wait, extra=extra)
             if self._stop.wait(wait):
                 raise RunStopped(f"Stopped before round {server_round} was answered.")
@@ -175,12 +177,18 @@ def claimed(state: Path) -> Iterator[None]:
 def _round(message: Message) -> int:
     """Returns the round of a request; -1 of something else."""
     try:
+        if message.has_error():
+            return -1
         return TrainRequest.from_record(message.content).server_round
     except InvalidPayload:
         return -1
 
 
 def _code(reply: Message) -> str:
-    if reply.has_error():
-        return "failed"
-    return TrainReply.from_record(reply.content).code
+    """Returns the code of a train reply; of another reply whether it is an error."""
+    try:
+        if reply.has_error():
+            return "failed"
+        return TrainReply.from_record(reply.content).code
+    except InvalidPayload:
+        return "ok"

@@ -46,24 +46,26 @@ def check_consent(
     written down. One that is given speaks of one plan alone: with it, no other is taken
     from the state directory.
 
+    **Guarantees**: no plan is accepted whose terms were not shown.
+
     Args:
         proposal: what is to be consented to.
         section: the client's own.
         accept: hash of a plan, as the command line gives it.
-        show: called if there is none.
+        show: called unless the plan was accepted before.
 
     Raises:
         NotAccepted: the plan was shown.
     """
     plans = AcceptedPlans(section.state)
     chosen = accept or section.accept
-    if chosen is None and plans.holds(proposal.hash):
+    if chosen in (None, proposal.hash) and plans.holds(proposal.hash):
         return
     rows = terms(proposal, plans.largest_budget())
+    show(rows, proposal.hash)
     if chosen == proposal.hash:
         plans.accept(proposal, rows)
         return
-    show(rows, proposal.hash)
     if chosen is None:
         raise NotAccepted(
             "Expected an accepted plan: read it above, then start once with --accept "

@@ -29,6 +29,11 @@ Code = Literal[
 """All that a client says about why it does not answer; the reason stays in its log."""
 
 _BYTES = "fedpeft.bytes.v1"
+_HEAD = "[0-9a-z]{0,64}"
+_MOST = 2**53
+"""Numbers stay below it, and so are exact as doubles too."""
+_LONGEST = 60
+"""Letters of a value that an error quotes: it may come to stand in the other's log."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +66,12 @@ class TrainRequest:
         _check_types(self)
         if not re.fullmatch("[0-9a-f]{16}", self.run):
             raise InvalidPayload(
-                f"Expected a run id of 16 hex digits, got {self.run!r}."
+                f"Expected a run id of 16 hex digits, got {_quoted(self.run)}."
             )
-        if min(self.server_round, self.ledger_length, self.durable_round) < 0:
-            raise InvalidPayload("Expected a round and lengths >= 0.")
+        numbers = (self.server_round, self.ledger_length, self.durable_round)
+        if not 0 <= min(numbers) <= max(numbers) < _MOST:
+            raise InvalidPayload("Expected rounds and lengths >= 0 and below 2**53.")
+        _check_head(self.ledger_head)
 
     @property
     def hash(self) -> str:
@@ -93,8 +100,8 @@ class TrainRequest:
         state, header = _unpack(record)
         try:
             return cls(state=state, **header)  # type: ignore[arg-type]
-        except TypeError as error:
-            raise InvalidPayload(f"Expected a train request: {error}.") from None
+        except TypeError:
+            raise InvalidPayload("Expected a train request's fields alone.") from None
 
 
 @dataclass(frozen=True)
@@ -118,9 +125,12 @@ class TrainReply:
     def __post_init__(self) -> None:
         _check_types(self)
         if self.code not in get_args(Code):
-            raise InvalidPayload(f"Expected a reply code, got {self.code!r}.")
+            raise InvalidPayload(f"Expected a reply code, got {_quoted(self.code)}.")
         if self.ledger_length < 0 or self.num_examples < -1 or not self.num_examples:
             raise InvalidPayload("Expected lengths >= 0 and examples >= 1 or none.")
+        if max(self.ledger_length, self.num_examples) >= _MOST:
+            raise InvalidPayload("Expected lengths and examples below 2**53.")
+        _check_head(self.ledger_head)
 
     def to_record(self) -> RecordDict:
         """Returns the content of a Flower message."""
@@ -137,8 +147,8 @@ class TrainReply:
         payload, header = _unpack(record)
         try:
             return cls(payload=payload, **header)  # type: ignore[arg-type]
-        except TypeError as error:
-            raise InvalidPayload(f"Expected a train reply: {error}.") from None
+        except TypeError:
+            raise InvalidPayload("Expected a train reply's fields alone.") from None
 
 
 def _check_types(message: object) -> None:
@@ -148,6 +158,15 @@ def _check_types(message: object) -> None:
         expected = field.type if isinstance(field.type, type) else str  # a Code
         if type(value) is not expected:
             raise InvalidPayload(f"Expected {field.name} as {expected.__name__}.")
+
+
+def _check_head(head: str) -> None:
+    if not re.fullmatch(_HEAD, head):
+        raise InvalidPayload(f"Expected a ledger's newest hash, got {_quoted(head)}.")
+
+
+def _quoted(value: str) -> str:
+    return ascii(value[:_LONGEST])[:_LONGEST]
 
 
 def _pack(data: bytes, header: dict[str, str | int]) -> RecordDict:

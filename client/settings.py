@@ -62,7 +62,7 @@ class ClientSection(TransportSection):
     server: str
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
     state: Path
-    accept: str | None = Field(default=None, pattern="^[0-9a-f]{32}$")
+    accept: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
     max_message_bytes: int = Field(default=1 << 30, ge=1 << 16)
     threads: int = Field(default=1, ge=1)
 
@@ -110,6 +110,8 @@ class LimitsSection(Section):
         max_delta: of one run's plan.
         budget_epsilon: over all runs in the ledger.
         units: of privacy; a plan of another is refused.
+        seeded_noise: whether a plan's noise may come from a seed, as in a rehearsal:
+            whoever knows the seed can remove it.
     """
 
     max_epsilon: float | None = Field(default=None, gt=0)
@@ -119,6 +121,7 @@ class LimitsSection(Section):
         "example",
         "person",
     )
+    seeded_noise: bool = False
 
 
 class ClientSettings(Section):

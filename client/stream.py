@@ -19,6 +19,7 @@ from client.wire import (
     read_frame,
 )
 from fedpeft.errors import ConfigError
+from fedpeft.wording import printable
 
 OPTIONS = [
     ("grpc.max_receive_message_length", FRAME_BYTES),
@@ -32,6 +33,9 @@ OPTIONS = [
 
 _IMPROPER = ("CERTIFICATE_VERIFY_FAILED", "Hostname Verification Check failed")
 """What gRPC writes of a server's certificate; it has no status of its own for it."""
+
+_QUOTED = 300
+"""Letters of what the server says of itself."""
 
 
 class ConnectionLost(ConnectionError):
@@ -137,26 +141,17 @@ def refused(frame: pb.ServerFrame, kind: str) -> Refused:
     """Returns why the conversation ends: the server says so, or makes no sense."""
     if kind != "refusal":
         return Refused("invalid-frame", f"Expected no {kind} at this point.")
-    code = one_line(frame.refusal.code)
-    reason = one_line(frame.refusal.reason)
+    code = printable(frame.refusal.code, _QUOTED)
+    reason = printable(frame.refusal.reason, _QUOTED)
     return Refused(code, f"The server refused this client ({code}): {reason}")
 
 
 def _lost(error: grpc.aio.AioRpcError) -> ConnectionLost | ConfigError:
     """Returns why there is no connection: for now, or because the keys do not match."""
-    reason = one_line(f"{error.code().name}: {error.details()}")
+    reason = printable(f"{error.code().name}: {error.details()}", _QUOTED)
     if any(words in reason for words in _IMPROPER):
         return ConfigError(
             "Expected a server's certificate of the authority in [client] ca, for the "
             f"host in [client] server, got another one: {reason}"
         )
     return ConnectionLost(reason)
-
-
-def one_line(text: str) -> str:
-    """Returns what the other side says as one line of bearable length.
-
-    >>> one_line("no   way")
-    'no way'
-    """
-    return " ".join(text.split())[:300]

@@ -3,6 +3,7 @@
 from client.agreement import Proposal, budget_in_force
 from fedpeft.config import RunConfig
 from fedpeft.privacy import Plan
+from fedpeft.wording import printable
 
 Terms = list[tuple[str, str]]
 """Rows of a name and a value, each a single printable line."""
@@ -42,13 +43,14 @@ def terms(proposal: Proposal, earlier: tuple[float, float] | None = None) -> Ter
     rows = _none() if plan is None else _promise(config, plan, earlier)
     rows += [
         ("trained", _trained(config)),
+        ("scenario's data", _data(config)),
         ("labels", ", ".join(config.data.labels or ("those of the data set",))),
         ("backbone", f"{config.model.backbone}, fingerprint {proposal.backbone}"),
         ("leaves this site", _leaving(config)),
         ("stays here", _staying(config)),
         ("hash of all this", proposal.hash),
     ]
-    return [(name, _printable(value)) for name, value in rows]
+    return [(name, printable(value, _LONGEST)) for name, value in rows]
 
 
 def _none() -> Terms:
@@ -73,7 +75,11 @@ def _promise(
         ("delta", f"{plan.target_delta:g}"),
         ("budget over all runs", _budget(config, earlier)),
         ("holds against", _against(plan)),
-        ("rounds", f"{config.run.rounds}, {most} of them with this client at most"),
+        (
+            "rounds",
+            f"{config.run.rounds} a run, {most} of them with this client at most; "
+            "further runs of the same plan until the budget is spent",
+        ),
         ("noised steps a round", str(plan.local_steps)),
         ("noise multiplier", f"{plan.noise_multiplier:.4f}"),
         ("clipping norm", f"{plan.clipping_norm:g}"),
@@ -108,6 +114,11 @@ def _noise(config: RunConfig, plan: Plan) -> str:
     return "added by the server, which this client must trust: it cannot verify it"
 
 
+def _data(config: RunConfig) -> str:
+    named = config.data.name or config.data.path
+    return f"{named}; a client that trains on a share reads it, others their own file"
+
+
 def _trained(config: RunConfig) -> str:
     options = ", ".join(f"{k} = {v}" for k, v in config.peft.options.items())
     method = f"{config.peft.name} ({options})" if options else config.peft.name
@@ -127,11 +138,3 @@ def _leaving(config: RunConfig) -> str:
 def _staying(config: RunConfig) -> str:
     kept = "the data, losses, the ledger's entries"
     return f"{kept}, the number of examples" if config.is_private else kept
-
-
-def _printable(text: str) -> str:
-    """Returns one line that no terminal obeys."""
-    line = " ".join(text.split())
-    if len(line) > _LONGEST:
-        line = f"{line[:_LONGEST]} ... ({len(line) - _LONGEST} letters more)"
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)

@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 
 from client import fleet_pb2 as pb
 from client.flower import from_bytes
+from client.outline import check_outline
 from fedpeft.errors import InvalidPayload, RunError
 
 PROTOCOL = (1, 0)
@@ -24,6 +25,7 @@ FRAME_BYTES = CHUNK_BYTES + 1024
 """No frame is longer; gRPC refuses one before it takes the memory."""
 
 MESSAGE_ID_CHARACTERS = 64
+QUOTED_CHARACTERS = 100
 HELLO_SECONDS = 10.0
 """That the other side may take for its first word."""
 
@@ -163,14 +165,26 @@ def read_frame(kind: type[Frame], data: bytes) -> tuple[Frame, str]:
 def read_message(data: bytes | bytearray) -> Message:
     """Reads a Flower message that came from outside.
 
+    Takes as long as its bytes take to copy: not in an event loop.
+
     Raises:
         InvalidPayload: for bytes that are none, in whatever way Flower notices.
     """
+    check_outline(data)
     try:
         return from_bytes(data)
     except Exception as error:
         kind = type(error).__name__
         raise InvalidPayload(f"Expected a message, got other bytes ({kind}).") from None
+
+
+def quoted(text: str) -> str:
+    r"""Returns what the other side wrote as one line of at most 100 plain letters.
+
+    >>> quoted("two\nlines")
+    'two\\nlines'
+    """
+    return ascii(text[:QUOTED_CHARACTERS])[1:-1][:QUOTED_CHARACTERS]
 
 
 def our_protocol() -> pb.Protocol:

@@ -35,6 +35,9 @@ from fedpeft.wording import nearest, one_line
 
 T = TypeVar("T")
 
+_DEEPEST = 16
+_TOO_DEEP = f"Expected a TOML file of at most {_DEEPEST} tables within each other."
+
 
 class RunConfig(Section):
     """Everything that defines a run."""
@@ -181,10 +184,13 @@ class RunConfig(Section):
         """
         try:
             table = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except RecursionError:
+            raise ConfigError(_TOO_DEEP) from None
+        except ValueError as error:  # a number may have more digits than Python reads
             raise ConfigError(f"Expected a TOML file: {error}.") from None
         for override in overrides:
             _override(table, override)
+        _check_values(table)
         try:
             return cls.model_validate(table)
         except ValidationError as error:
@@ -236,12 +242,23 @@ def build(menu: Mapping[str, type[T]], component: Component, section: str) -> T:
         raise ConfigError(one_line(error, variant, section)) from None
 
 
+def _check_values(value: object, depth: int = 0) -> None:
+    """Refuses numbers and nesting beyond what can be printed without fail."""
+    if depth > _DEEPEST:
+        raise ConfigError(_TOO_DEEP)
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        raise ConfigError("Expected whole numbers of 64 bits, got a longer one.")
+    if isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            _check_values(part, depth + 1)
+
+
 def _override(table: dict[str, Any], override: str) -> None:
     path, equals, value = override.partition("=")
     *sections, key = path.strip().split(".")
     try:
         parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except ValueError:
         parsed = value.strip()
     if not equals or not (sections or isinstance(parsed, dict)):
         raise ConfigError(

@@ -23,6 +23,24 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f" (known: {', '.join(known)})." if known else "."
 
 
+def printable(text: str, longest: int) -> str:
+    r"""Returns text of another party as one line that no terminal obeys.
+
+    Args:
+        text: whatever came.
+        longest: letters of it that are kept; how many are left out is said.
+
+    >>> printable("a\x1b[2J\nb", 100) == "a\N{REPLACEMENT CHARACTER}[2J b"
+    True
+    >>> printable("abcde", 3)
+    'abc ... (2 letters more)'
+    """
+    line = " ".join(text.split())
+    if len(line) > longest:
+        line = f"{line[:longest]} ... ({len(line) - longest} letters more)"
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
+
+
 def one_line(error: ValidationError, model: Any, section: str = "") -> str:
     """Turns pydantic's first complaint about a configuration into one line.
 

@@ -85,13 +85,13 @@ def serve(
         RunStopped: if the runtime asked for it; the last complete round is on disk.
         FedpeftError: one line that says what stopped the run.
     """
-    return run_to_the_end(grid, open_server(config, output, runtime), resume=resume)
+    server = open_server(config, output, runtime)
+    return run_to_the_end(grid, server, begin(server, resume=resume))
 
 
-def run_to_the_end(grid: Grid, server: Server, *, resume: bool) -> dict[str, Any]:
-    """Does what :func:`serve` says, with a server that is built already."""
+def run_to_the_end(grid: Grid, server: Server, progress: Progress) -> dict[str, Any]:
+    """Does what :func:`serve` says, with a server that has begun."""
     started = time.perf_counter()
-    progress = _start(server, resume=resume)
     earlier = sum(record["seconds"] or 0.0 for record in progress.records)
     try:
         run_rounds(grid, server, progress)
@@ -118,7 +118,7 @@ def run_to_the_end(grid: Grid, server: Server, *, resume: bool) -> dict[str, Any
     return result
 
 
-def _start(server: Server, *, resume: bool) -> Progress:
+def begin(server: Server, *, resume: bool) -> Progress:
     """Returns where to go on from: a checkpoint, or round 0, which becomes one."""
     folder = server.output / "checkpoint"
     # Without a checkpoint nothing was asked of any client yet: the start is safe.

@@ -11,11 +11,17 @@ from fedpeft.privacy import Randomness, poisson_batch, sample
 
 
 def rotation(
-    server_round: int, size: int, num_clients: int, without: Set[int] = frozenset()
+    server_round: int,
+    size: int,
+    num_clients: int,
+    without: Set[int] = frozenset(),
+    at_least: int = 0,
 ) -> list[int]:
     """Returns the cohort of a round, from 1, in a public rotation, sorted.
 
-    Clients in `without` are passed over, and the next ones take their places.
+    The places of clients in `without` stay empty, unless fewer than `at_least` would be
+    left; then the next in the rotation step in. They do not otherwise, since every
+    round that a client takes over is one that it lacks at the end.
 
     **Guarantees**: with nobody passed over, a client takes part in any number of rounds
     at most ``ceil(rounds * size / num_clients)`` times, and the numbers of two of its
@@ -25,12 +31,14 @@ def rotation(
 
     >>> rotation(1, 2, 5), rotation(2, 2, 5), rotation(3, 2, 5)
     ([0, 1], [2, 3], [0, 4])
-    >>> rotation(1, 2, 5, without={1})
-    [0, 2]
+    >>> rotation(1, 2, 5, without={1}), rotation(1, 2, 5, without={1}, at_least=2)
+    ([0], [0, 2])
     """
     first = (server_round - 1) * size
-    order = ((first + i) % num_clients for i in range(num_clients))
-    return sorted([client for client in order if client not in without][:size])
+    order = [(first + i) % num_clients for i in range(num_clients)]
+    seated = [client for client in order[:size] if client not in without]
+    spare = [client for client in order[size:] if client not in without]
+    return sorted(seated + spare[: max(0, at_least - len(seated))])
 
 
 def drawn(config: RunConfig, randomness: Randomness) -> list[int]:

@@ -16,7 +16,8 @@ from fedpeft.menus import check_variants
 from fedpeft.model import trainable_state
 from fedpeft.tensors import flatten
 from server.allowlist import AllowList
-from server.app import run_to_the_end
+from server.app import begin, run_to_the_end
+from server.checkpoint import Progress
 from server.grid import GrpcGrid
 from server.monitor import Monitor
 from server.rundir import claimed, resolve
@@ -68,18 +69,20 @@ def deploy(
         config = resolve(config, section.output, resume=resume)
         set_identity()
         server = open_server(config, section.output, Runtime(held_out=section.held_out))
+        progress = begin(server, resume=True)
         proposal = Proposal(server.run, config.to_toml(), server.model.fingerprint)
         allow = AllowList(section.allow)
         slots = Slots(
             section.output / "server" / "clients.json",
             allow,
             config.partition.num_clients,
+            is_expected=progress.server_round > 0,
         )
         grid = GrpcGrid(section, proposal, allow, slots, _largest_reply(server))
-        monitor = Monitor(server, grid)
+        monitor = Monitor(server, grid, stop.is_set)
         runtime = Runtime(
             deadline_seconds=section.deadline_seconds,
-            busy=grid.busy,
+            busy=lambda: grid.busy() | slots.revoked(),
             connections=grid.connections,
             name=slots.name,
             late=lambda: grid.counts().get("late", 0),
@@ -87,12 +90,14 @@ def deploy(
             watch=monitor.watch,
         )
         threading.Thread(target=_hurry, args=(grid, stop), daemon=True).start()
-        return _serve(section, replace(server, runtime=runtime), grid, monitor, say)
+        server = replace(server, runtime=runtime)
+        return _serve(section, server, progress, grid, monitor, say)
 
 
 def _serve(
     section: ServerSection,
     server: Server,
+    progress: Progress,
     grid: GrpcGrid,
     monitor: Monitor,
     say: Callable[[str], None],
@@ -107,7 +112,7 @@ def _serve(
         port = grid.start()
         say(f"Listening on {section.address.rpartition(':')[0]}:{port}")
         say(f"Plan for clients to accept: {grid.proposal.hash}")
-        result = run_to_the_end(grid, server, resume=True)
+        result = run_to_the_end(grid, server, progress)
         monitor.state, finished = "complete", True
         _take_leave(grid, monitor.took_part, server.runtime.should_stop)
         return result

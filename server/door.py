@@ -2,7 +2,7 @@
 
 from client import fleet_pb2 as pb
 from client.tls import peer_of
-from client.wire import Refused, check_protocol
+from client.wire import Refused, check_protocol, quoted
 from server.allowlist import AllowList
 from server.link import Link
 from server.slots import Slots
@@ -28,7 +28,7 @@ class Door:
         Raises:
             Refused: if it is nobody who may come in.
         """
-        claimed = ascii(hello.name[:64])[1:-1]  # one line, whatever was sent
+        claimed = quoted(hello.name)
         if self._insecure:
             link.name = claimed
         else:
@@ -42,7 +42,7 @@ class Door:
         if claimed != link.name:
             raise Refused(
                 "name-mismatch",
-                f"Expected the certificate's name, {link.name}, got {claimed!r}.",
+                f"Expected the certificate's name, {link.name}, got '{claimed}'.",
             )
         check_protocol(hello.protocol)
         index = self._slots.index(link.name)

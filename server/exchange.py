@@ -12,6 +12,7 @@ from client.messages import TrainReply, TrainRequest
 from fedpeft.errors import InvalidPayload, RunError
 from fedpeft.interfaces import Payload, Update
 from fedpeft.privacy import ENROLMENT
+from fedpeft.tensors import Tensors, flatten
 from server.checkpoint import Progress
 from server.setup import Server
 
@@ -67,8 +68,9 @@ def enrol(grid: Grid, server: Server, progress: Progress) -> None:
         raise RunError(
             f"Expected all {len(clients)} clients to join, got {tally.replies} "
             f"({got}): every "
-            "client is charged for a run with secret cohorts. Mend the cause and go on "
-            "with --resume; a new run charges those that joined again."
+            "client is charged for a run with secret cohorts. Mend the cause and start "
+            "the run again (`simulate` with --resume); a new run charges those that "
+            "joined again."
         )
 
 
@@ -121,7 +123,7 @@ def exchange(
 
 def _read_reply(server: Server, client: int, message: Message) -> TrainReply:
     if message.has_error():
-        _warn(server, client, "error=%s", message.error.reason)
+        _warn(server, client, "answered with an error, code %d", message.error.code)
         return TrainReply("failed")
     try:
         return TrainReply.from_record(message.content)
@@ -144,16 +146,28 @@ def decode_updates(
     for client in sorted(replies):
         reply = replies.pop(client)
         tally.outcomes[client] = reply.code
+        if reply.ledger_length:
+            progress.acknowledged[client] = (reply.ledger_length, reply.ledger_head)
         if reply.code != "ok":
             continue
         try:
             payload = Payload.from_bytes(reply.payload)
             tensors = server.compressor.decompress(payload, template)
+            _check_size(tensors)
         except InvalidPayload as error:
             _warn(server, client, "invalid payload: %s", error)
             tally.outcomes[client] = "invalid-payload"
             continue
         tally.bytes_up += len(reply.payload)
         tally.entropy_bits += server.compressor.entropy_bits(payload, template)
-        progress.acknowledged[client] = (reply.ledger_length, reply.ledger_head)
         yield Update(tensors, reply.num_examples if reply.num_examples >= 0 else None)
+
+
+def _check_size(update: Tensors) -> None:
+    """Refuses what could carry a sum beyond the largest number.
+
+    Raises:
+        InvalidPayload: if the squared norm is no number in fp32.
+    """
+    if not flatten(update).float().square().sum().isfinite():
+        raise InvalidPayload("Expected an update of finite norm, got a larger one.")

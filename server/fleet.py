@@ -4,7 +4,6 @@ One event loop serves all streams. On each of them a reader and a writer run sid
 side; the first to end ends the stream.
 """
 
-import asyncio
 import contextlib
 import logging
 from collections.abc import Iterable
@@ -23,6 +22,7 @@ from client.wire import (
     Refused,
     cut,
     our_protocol,
+    quoted,
 )
 from fedpeft import __version__
 from fedpeft.errors import InvalidPayload
@@ -36,6 +36,12 @@ logger = logging.getLogger(__name__)
 MISSED_HEARTBEATS = 3
 SENDERS = 4
 """Requests held serialised at once: each copy is as large as its message."""
+
+UNREADY_STREAMS = 2
+"""Of one client: one that loads its model, and one that only looks at the proposal."""
+
+UNASKED_ANSWERS = 100
+"""After which a stream ends: a client in good faith has a few, of an earlier server."""
 
 TURN_SECONDS = 1.0
 """After which a request is sent though slow clients hold all turns."""
@@ -72,7 +78,7 @@ class Fleet:
         self._door = door
         self._max_reply_bytes = max_reply_bytes
         self._heartbeat_seconds = heartbeat_seconds
-        self._streams: set[Link] = set()
+        self._streams: dict[Link, None] = {}  # oldest first
         self._links: dict[int, Link] = {}  # of those that are ready
         self._turns = Turns(SENDERS, TURN_SECONDS)
 
@@ -112,7 +118,8 @@ class Fleet:
         """Serves one stream, from Hello to its end."""
         link = Link(context, MISSED_HEARTBEATS * self._heartbeat_seconds)
         try:
-            await self._welcome(link)
+            await self._admit(link)
+            await first_of(self._welcome(link), link.dismissed())
             if self._is_complete:
                 link.dismiss(None)
             is_over = await first_of(
@@ -132,17 +139,17 @@ class Fleet:
             self._log(logging.WARNING, link, "silent for too long: its stream ends")
         except (ConnectionError, EOFError):
             self._log(logging.INFO, link, "connection lost")
-        except asyncio.CancelledError:
-            pass  # by gRPC, as the server stops; it would log this as an error
         finally:
-            self._streams.discard(link)
+            self._streams.pop(link, None)
             if self._links.get(link.client) is link:
                 del self._links[link.client]
             if link.is_ready:
                 self._log(logging.INFO, link, "left")
 
-    async def _welcome(self, link: Link) -> None:
-        """Reads Hello, admits or refuses the client, and proposes the run to it.
+    async def _admit(self, link: Link) -> None:
+        """Reads Hello and admits or refuses the client.
+
+        Of its streams that are not ready the oldest end if they are too many.
 
         Raises:
             Refused: if this is nobody who may come in.
@@ -152,7 +159,13 @@ class Fleet:
         if kind != "hello":
             raise Refused("invalid-frame", f"Expected Hello first, got {kind}.")
         self._door.admit(link, frame.hello)
-        self._streams.add(link)
+        self._streams[link] = None
+        same = [s for s in self._streams if s.name == link.name and not s.is_ready]
+        for earlier in same[:-UNREADY_STREAMS]:
+            earlier.dismiss(_superseded())
+
+    async def _welcome(self, link: Link) -> bool:
+        """Proposes the run; returns that it is not over."""
         welcome = pb.Welcome(
             protocol=our_protocol(),
             software=__version__,
@@ -163,6 +176,7 @@ class Fleet:
             heartbeat_seconds=self._heartbeat_seconds,
         )
         await link.write(pb.ServerFrame(welcome=welcome).SerializeToString())
+        return False
 
     async def _listen(self, link: Link) -> bool:
         """Reads frames until the client has no more; returns False then."""
@@ -213,13 +227,11 @@ class Fleet:
             raise Refused(
                 "plan-not-accepted",
                 f"Expected the plan {self._proposal.hash} accepted, got "
-                f"{ready.accepted[:64]!r}.",
+                f"'{quoted(ready.accepted)}'.",
             )
         earlier = self._links.get(link.client)
         if earlier is not None:
-            earlier.dismiss(
-                Refused("superseded", "This client has connected anew: two processes?")
-            )
+            earlier.dismiss(_superseded())
         self._links[link.client] = link
         link.is_ready = True
         self.connections[link.client] = self.connections.get(link.client, 0) + 1
@@ -246,18 +258,32 @@ class Fleet:
 
     async def _take_in(self, link: Link, arrival: Arrival) -> None:
         """Hands an answer to who waits for it, and tells the client that it is here."""
-        request = self.mailbox.find(link.client, arrival.message_id)
-        if request is None or arrival.data is None:
-            kind = self.mailbox.discard(link.client, arrival.message_id)
-            self._log(logging.INFO, link, f"{kind} answer dropped")
-        else:
-            try:
-                self.mailbox.answer(request, arrival.data)
-            except InvalidPayload as error:
-                raise Refused("invalid-frame", str(error)) from None
+        try:
+            is_answer = await self.mailbox.answer(link.client, arrival)
+        except InvalidPayload as error:
+            raise Refused("invalid-frame", str(error)) from None
+        if not is_answer:
+            self._drop(link, arrival.message_id)
         link.at_work.discard(arrival.message_id)
         received = pb.Received(message_id=arrival.message_id)
         await link.write(pb.ServerFrame(received=received).SerializeToString())
+
+    def _drop(self, link: Link, message_id: str) -> None:
+        """Counts an answer that nobody waits for.
+
+        Raises:
+            Refused: if it is one too many.
+        """
+        kind = self.mailbox.discard(link.client, message_id)
+        is_late = kind == "late"  # there are no more of these than requests
+        level = logging.INFO if is_late else logging.DEBUG
+        self._log(level, link, f"{kind} answer dropped")
+        link.unasked += not is_late
+        if link.unasked >= UNASKED_ANSWERS:
+            raise Refused(
+                "invalid-frame",
+                f"Expected answers to requests, got {link.unasked} to none.",
+            )
 
     def _note(self, link: Link, refused: Refused) -> None:
         """Counts a refusal and says it in one line."""
@@ -268,3 +294,7 @@ class Fleet:
         code = f" code={extra['code']}" if extra else ""
         about = {"run": self._proposal.run, "client": link.name, **extra}
         logger.log(level, "client=%s%s %s", link.name, code, text, extra=about)
+
+
+def _superseded() -> Refused:
+    return Refused("superseded", "This client has connected anew: two processes?")

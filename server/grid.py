@@ -38,6 +38,9 @@ OPTIONS = [
     ("grpc.so_reuseport", 0),  # a second server on the port is an error
 ]
 
+LAST_TASKS_SECONDS = 1.0
+"""For what gRPC still does once its server has stopped: moments."""
+
 
 class GrpcGrid(Grid):
     """Reaches clients wherever they are; a message waits for a client that is away.
@@ -201,6 +204,7 @@ class GrpcGrid(Grid):
         if finished:
             self._fleet.finish()
         await server.stop(FAREWELL_SECONDS if finished else None)
+        await _others_end()
 
     def _set_closing(self, finished: bool) -> None:
         if self._closing is not None and not self._closing.done():
@@ -217,6 +221,13 @@ class GrpcGrid(Grid):
             work.close()
             raise RunError("Expected a grid that was started, got one that was not.")
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+
+async def _others_end() -> None:
+    """Waits for gRPC's tasks: ended with the loop, they would be logged as errors."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    if others:
+        await asyncio.wait(others, timeout=LAST_TASKS_SECONDS)
 
 
 def _handler(fleet: Fleet) -> grpc.GenericRpcHandler:

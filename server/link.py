@@ -23,6 +23,7 @@ class Link:
         is_ready: whether it has accepted the plan and is warm.
         at_work: ids of the requests that it has, or is being sent.
         outbox: ids of the requests to send, in order.
+        unasked: how many answers to no request of this run it has sent.
 
     Args:
         context: of gRPC.
@@ -36,6 +37,7 @@ class Link:
         self.is_ready = False
         self.at_work: set[str] = set()
         self.outbox: asyncio.Queue[str] = asyncio.Queue()
+        self.unasked = 0
         self._context = context
         self._patience_seconds = patience_seconds
         self._turn = asyncio.Lock()
@@ -95,7 +97,8 @@ class Link:
         Raises:
             Refused: if that is why.
         """
-        refusal = await self._dismissal
+        # A cancelled wait would cancel what it waits for, and others wait too.
+        refusal = await asyncio.shield(self._dismissal)
         if refusal is not None:
             raise refusal
         return True

@@ -6,14 +6,17 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from flwr.app import Message
+from flwr.app import Error, Message
 
 from client.flower import set_message_id
-from client.wire import read_message
+from client.wire import Arrival, read_message
 from fedpeft.errors import InvalidPayload
 
 _REMEMBERED = 4096
 """Withdrawn requests whose late answers are still called late."""
+
+_UNKNOWN = 0
+"""Flower's code of an error that it has no other for."""
 
 
 @dataclass
@@ -79,18 +82,34 @@ class Mailbox:
         """Whether a client was asked this, and nobody waits for it any more."""
         return self._withdrawn.get(message_id) == client
 
-    def answer(self, request: Request, data: bytearray) -> None:
-        """Hands a request its answer.
+    async def answer(self, client: int, arrival: Arrival) -> bool:
+        """Hands a request its answer; whether anybody waited for it.
+
+        What is no answer counts as one all the same, an error: who was asked once more
+        would send it once more.
 
         Raises:
             InvalidPayload: if the bytes are no message, or another's answer.
         """
-        reply = read_message(data)
-        claimed = reply.metadata.src_node_id, reply.metadata.reply_to_message_id
-        if claimed != (request.client + 1, request.message_id):
-            raise InvalidPayload("Expected the answer to this request, got another.")
+        request = self.find(client, arrival.message_id)
+        if request is None or arrival.data is None:
+            return False
+        try:
+            reply = await asyncio.to_thread(_read, request, arrival.data)
+        except InvalidPayload as error:
+            if request.message is not None:
+                reason = Error(_UNKNOWN, f"invalid answer: {error}")
+                self._settle(request, Message(reason, reply_to=request.message))
+            raise
+        return self._settle(request, reply)
+
+    def _settle(self, request: Request, reply: Message) -> bool:
+        """Ends a request's wait, unless it ended while its answer was read."""
+        if request.answered.done():
+            return False
         request.message = None
         request.answered.set_result(reply)
+        return True
 
     def discard(self, client: int, message_id: str) -> str:
         """Counts an answer that nobody waits for; returns as what."""
@@ -134,3 +153,12 @@ class Mailbox:
         """Ends every wait."""
         for request in self._requests.values():
             request.answered.cancel()
+
+
+def _read(request: Request, data: bytearray) -> Message:
+    """Reads a request's answer; in a thread, since a large one takes its time."""
+    reply = read_message(data)
+    claimed = reply.metadata.src_node_id, reply.metadata.reply_to_message_id
+    if claimed != (request.client + 1, request.message_id):
+        raise InvalidPayload("Expected the answer to this request, got another.")
+    return reply

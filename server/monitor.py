@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections import Counter
+from collections.abc import Callable
 
 from fedpeft.evaluation import METRIC
 from server.checkpoint import Progress
@@ -22,10 +23,13 @@ class Monitor:
         state: what the server is doing.
     """
 
-    def __init__(self, server: Server, grid: GrpcGrid) -> None:
+    def __init__(
+        self, server: Server, grid: GrpcGrid, is_stopping: Callable[[], bool]
+    ) -> None:
         self.state: State = "waiting"
         self._server = server
         self._grid = grid
+        self._is_stopping = is_stopping
         self._started = time.time()
         self._progress = Progress(0, {}, {}, {})
         self._privacy = privacy_facts(server.config, server.plan, self._progress)
@@ -50,7 +54,7 @@ class Monitor:
         config, progress = self._server.config, self._progress
         return Snapshot(
             run=self._server.run,
-            state=self.state,
+            state="stopping" if self._is_stopping() else self.state,
             server_round=progress.server_round,
             rounds=config.run.rounds,
             metric=METRIC,

@@ -6,6 +6,7 @@ few clients answer, the run ends with the reason and can be resumed.
 
 import json
 import logging
+import math
 import time
 from collections.abc import Iterator
 from itertools import chain
@@ -22,7 +23,7 @@ from fedpeft.errors import RunError
 from fedpeft.evaluation import evaluate
 from fedpeft.interfaces import Update
 from fedpeft.model import load_trainable_state
-from fedpeft.tensors import Tensors, add, scale
+from fedpeft.tensors import Tensors, add, flatten, scale
 from server.checkpoint import Progress, save_checkpoint
 from server.cohort import rotation
 from server.exchange import (
@@ -97,7 +98,10 @@ def _run_round(
         client: request_to(server, progress, server_round, client, state.to_bytes())
         for client in cohort
     }
-    for client in cohort:
+    asked = set(cohort)
+    if not server.hides_clients:
+        asked = server.standing.ask(server_round, cohort)
+    for client in asked:
         progress.asked[client] = progress.asked.get(client, 0) + 1
     replies = exchange(grid, server, requests)
     tally = Tally(dict.fromkeys(cohort, SILENT))
@@ -105,7 +109,8 @@ def _run_round(
     try:
         _advance(server, progress, server_round, updates, tally)
     finally:
-        server.standing.note(tally.outcomes, server.runtime)
+        if not server.hides_clients:
+            server.standing.note(tally.outcomes, server.runtime)
     metric = _metric(server, progress)
     late = server.runtime.late() - late
     facts: dict[str, Any] = {
@@ -128,7 +133,7 @@ def _cohort(server: Server, progress: Progress, server_round: int) -> list[int]:
     """Returns whom to ask.
 
     In a run that hides nobody, clients that are busy, set aside or at their cap are
-    passed over, and the next in the rotation take their places.
+    passed over, and the next in the rotation step in where too few would be left.
     """
     cohort, num_clients = server.config.cohort, server.config.partition.num_clients
     if cohort.sampling != "rotation":
@@ -136,11 +141,12 @@ def _cohort(server: Server, progress: Progress, server_round: int) -> list[int]:
         return server.secrets.cohort(server.config, server_round, source)
     without: set[int] = set()
     if not server.hides_clients:
-        without = server.standing.passed_over(server.runtime)
+        without = server.standing.passed_over(server_round, server.runtime)
         if server.plan is not None:
             cap = server.plan.max_participations
             without |= {c for c, asked in progress.asked.items() if asked >= cap}
-    return rotation(server_round, cohort.size, num_clients, without)
+    at_least = math.ceil(cohort.min_reply_share * cohort.size - 1e-9)
+    return rotation(server_round, cohort.size, num_clients, without, at_least)
 
 
 def _advance(
@@ -155,7 +161,8 @@ def _advance(
     An empty cohort, which a Poisson draw may give, is a round of noise alone.
 
     Raises:
-        RunError: if too small a share of the cohort answered.
+        RunError: if too small a share of the cohort answered, or the result is no
+            number any more.
     """
     run, cohort = server.config.run, server.config.cohort
     # A rotation that passes clients over may find fewer than were planned.
@@ -168,8 +175,15 @@ def _advance(
     step, aggregator = server.aggregator.aggregate(stream, progress.aggregator)
     if tally.replies < needed:
         raise RunError(_too_few(server, server_round, tally, needed))
+    trainable = add(progress.trainable, step)
+    if not flatten(trainable).isfinite().all():
+        raise RunError(
+            f"Round {server_round}: expected finite parameters, got others: an update "
+            "is absurdly large. The round before is on disk; start a new run without "
+            "that client."
+        )
     progress.aggregator = aggregator
-    progress.trainable = add(progress.trainable, step)
+    progress.trainable = trainable
     if server_round > run.rounds - run.average_last:
         progress.tail = add(progress.tail, progress.trainable)
     progress.server_round = server_round
@@ -191,8 +205,8 @@ def _too_few(server: Server, server_round: int, tally: Tally, needed: float) -> 
         server.secrets.note({"round": server_round, "stopped": note})
         return (
             f"Round {server_round}: too small a share of the cohort answered. Who and "
-            f"why stands in {server.secrets.path}; mend the cause and go on with "
-            "--resume."
+            f"why stands in {server.secrets.path}; mend the cause and start the run "
+            "again (`simulate` with --resume)."
         )
     reasons = [f"{count} {code}" for code, count in tally.codes.items()]
     passed_over = server.config.cohort.size - asked
@@ -201,9 +215,9 @@ def _too_few(server: Server, server_round: int, tally: Tally, needed: float) -> 
     return (
         f"Round {server_round}: expected at least {needed:g} of {asked + passed_over} "
         f"clients to answer, got {tally.replies} ({', '.join(reasons)}). Mend the "
-        "cause and go on with --resume; what clients released stays charged. A client "
-        "that failed in this round needs a new run, one past its budget a larger "
-        "[privacy] budget_epsilon."
+        "cause and start the run again (`simulate` with --resume); what clients "
+        "released stays charged. A client that failed in this round needs a new run, "
+        "one past its budget a larger [privacy] budget_epsilon."
     )
 
 

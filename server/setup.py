@@ -1,7 +1,8 @@
 """Builds what the round loop needs and does not change."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from fedpeft.aggregation import build_aggregator
@@ -37,7 +38,6 @@ class Server:
         output: the run directory.
         randomness: where a round's secret cohort comes from, by its number.
         runtime: what is known of where it runs.
-        standing: how the clients have fared in it.
     """
 
     run: str
@@ -50,12 +50,16 @@ class Server:
     output: Path
     randomness: Callable[[int], Randomness]
     runtime: Runtime = SIMULATION
-    standing: Standing = field(default_factory=Standing)
 
     @property
     def hides_clients(self) -> bool:
         """Whether who answered, and how many, is nobody else's business."""
         return self.plan is not None and not self.plan.is_dp_sgd
+
+    @cached_property
+    def standing(self) -> Standing:
+        """How the clients have fared; for runs that hide none."""
+        return Standing(self.output / "server" / "standing.json")
 
     @property
     def secrets(self) -> SecretFile:

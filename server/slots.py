@@ -15,13 +15,24 @@ class Slots:
         path: where the places stand; those of an interrupted run go on.
         allow: in whose order names take the places that are left.
         num_clients: how many places there are.
+        is_expected: whether clients have their places already.
+
+    Raises:
+        RunError: if the file is damaged, or expected and not there.
     """
 
-    def __init__(self, path: Path, allow: AllowList, num_clients: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        allow: AllowList,
+        num_clients: int,
+        *,
+        is_expected: bool = False,
+    ) -> None:
         self._path = path
         self._allow = allow
         self._num_clients = num_clients
-        self._places = _read(path)
+        self._places = _read(path, is_expected=is_expected)
         self._fill()
 
     def index(self, name: str) -> int | None:
@@ -35,6 +46,11 @@ class Slots:
         names = {place: name for name, place in self._places.items()}
         return names.get(index, f"client {index}")
 
+    def revoked(self) -> set[int]:
+        """Returns the places of those who are not on the list any more."""
+        allowed = set(self._allow.names())
+        return {i for name, i in self._places.items() if name not in allowed}
+
     def _fill(self) -> None:
         """Gives free places to names that are new on the list, in its order."""
         places = dict(self._places)
@@ -46,8 +62,14 @@ class Slots:
             self._places = places
 
 
-def _read(path: Path) -> dict[str, int]:
+def _read(path: Path, *, is_expected: bool) -> dict[str, int]:
     if not path.exists():
+        if is_expected:
+            raise RunError(
+                f"Expected the clients' places in {path}, found none, though rounds "
+                "are done: under other places each would be taken for another. "
+                "Restore it."
+            )
         return {}
     try:
         places = {str(name): int(i) for name, i in json.loads(path.read_text()).items()}

@@ -89,6 +89,17 @@ def test_usage_errors_are_one_line_too(scenario: Path) -> None:
     )
 
 
+def test_an_error_never_steers_the_terminal(tmp_path: Path) -> None:
+    hostile = tmp_path / "hostile.toml"
+    key = r"\u001b[2K\u001b[1GThe server proposes: epsilon 0.1\u001b[8m\u202e"
+    for more in ("", 5000 * "x"):
+        hostile.write_text(f'"{key}{more}" = 1\n{SMALL}')
+        line = _error("simulate", str(hostile))
+        assert line.isprintable()
+        assert "[2K\N{REPLACEMENT CHARACTER}[1GThe server" in line
+        assert len(line) < 1100
+
+
 def test_without_a_command_the_help_is_shown() -> None:
     for arguments in ((), ("ledger",)):
         done = _fedpeft(*arguments)

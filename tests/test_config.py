@@ -44,6 +44,21 @@ def test_toml_round_trip_is_equal() -> None:
     assert config.peft.options == {"rank": 2}
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a = " + 100_000 * "[", "tables within each other"),
+        (".".join(1000 * "a") + " = 1", "tables within each other"),
+        ("a = " + 5000 * "9", "Exceeds the limit"),
+        ("a = 0x" + 5000 * "f", "whole numbers of 64 bits"),
+        ("[run]\nrounds = 9223372036854775808", "whole numbers of 64 bits"),
+    ],
+)
+def test_a_hostile_file_is_refused_in_words(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        RunConfig.from_toml(text)
+
+
 def test_hash_covers_results_and_not_speed() -> None:
     def hash_of(*overrides: str) -> str:
         return RunConfig.from_toml(TOML, overrides).hash

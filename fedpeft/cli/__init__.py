@@ -12,6 +12,10 @@ import typer
 
 from fedpeft.cli import assets, client, keys, ledger, run, server, status
 from fedpeft.errors import FedpeftError
+from fedpeft.wording import printable
+
+_LONGEST = 1000
+"""Letters of an error: it may quote what a server wrote."""
 
 app = typer.Typer(
     help="Federated, private, parameter-efficient fine-tuning.",
@@ -65,6 +69,5 @@ def main() -> None:
 
 
 def _fail(message: str, code: int = 2) -> None:
-    line = " ".join(message.split())
-    print(f"Error: {line}", file=sys.stderr)
+    print(f"Error: {printable(message, _LONGEST)}", file=sys.stderr)
     sys.exit(code)

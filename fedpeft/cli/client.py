@@ -36,9 +36,9 @@ def client(
     from client.settings import ClientSettings, read_settings
 
     own = read_settings(settings, ClientSettings)
-    if accept is not None and not re.fullmatch("[0-9a-f]{32}", accept):
+    if accept is not None and not re.fullmatch("[0-9a-f]{64}", accept):
         raise ConfigError(
-            f"--accept: expected the 32 hex digits that were shown, got {accept!r}."
+            f"--accept: expected the 64 hex digits that were shown, got {accept!r}."
         )
     from client.check import examine
     from client.daemon import serve

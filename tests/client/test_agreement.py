@@ -14,6 +14,7 @@ from tests.helpers import small_config
 
 ALL_UNITS = ("example", "person", "client", "none")
 NONE = "privacy.unit=none"
+SECURE = "privacy.noise=secure"
 
 
 def _proposal(*overrides: str, run: str = "0123456789abcdef") -> Proposal:
@@ -23,7 +24,7 @@ def _proposal(*overrides: str, run: str = "0123456789abcdef") -> Proposal:
 
 def test_the_same_plan_has_the_same_hash_in_another_run() -> None:
     assert _proposal().hash == _proposal(run="f" * 16).hash
-    assert len(_proposal().hash) == 32
+    assert len(_proposal().hash) == 64
     others = ("run.rounds=4", "privacy.target_epsilon=7", "privacy.noise=secure")
     assert len({_proposal().hash, *(_proposal(o).hash for o in others)}) == 4
     assert Proposal("0" * 16, _proposal().toml, "another backbone").hash not in {
@@ -65,23 +66,34 @@ def test_a_plan_beyond_a_limit_is_refused_by_its_name(
     overrides: tuple[str, ...], limits: dict, message: str
 ) -> None:
     with pytest.raises(RunError, match=rf"\[limits\] {message}"):
-        check_limits(_proposal(*overrides), LimitsSection(**limits))
+        check_limits(_proposal(SECURE, *overrides), LimitsSection(**limits))
 
 
 def test_a_plan_within_the_limits_passes() -> None:
     limits = LimitsSection(max_epsilon=8, max_delta=1e-5, budget_epsilon=8)
-    check_limits(_proposal(), limits)
+    check_limits(_proposal(SECURE), limits)
     check_limits(_proposal(NONE), LimitsSection(units=ALL_UNITS))
 
 
+@pytest.mark.parametrize("unit", ["example", "client"])
+def test_noise_that_a_seed_can_remove_takes_the_clients_own_word(unit: str) -> None:
+    plan, units = _proposal(f"privacy.unit={unit}"), ("example", "client")
+    with pytest.raises(RunError, match=r"\[limits\] seeded_noise: .* a rehearsal"):
+        check_limits(plan, LimitsSection(units=units))
+    check_limits(plan, LimitsSection(units=units, seeded_noise=True))
+
+
 def test_the_terms_say_what_is_promised_and_what_leaves() -> None:
-    plan = _proposal("privacy.noise=secure")
+    plan = _proposal(SECURE)
     rows = dict(terms(plan))
     assert rows["protects"].startswith("one example: a single row")
     assert rows["relation"].startswith("add-or-remove-one")
     assert rows["epsilon"].endswith(" planned, 8 at most")
     assert rows["delta"] == "1e-05"
-    assert rows["rounds"] == "3, 2 of them with this client at most"
+    assert rows["rounds"] == (
+        "3 a run, 2 of them with this client at most; further runs of the same plan "
+        "until the budget is spent"
+    )
     assert rows["budget over all runs"].startswith("epsilon 8,")
     assert rows["noise multiplier"] == f"{plan.plan.noise_multiplier:.4f}"
     assert rows["clipping norm"] == "1"
@@ -89,6 +101,7 @@ def test_the_terms_say_what_is_promised_and_what_leaves() -> None:
     assert rows["noise"].startswith("secure")
     assert rows["holds against"] == "everybody, the server too"
     assert rows["trained"].startswith("the adapter lora (rank = 2, first_layer = 5)")
+    assert rows["scenario's data"].startswith("reviews.csv; a client that trains on a")
     assert rows["labels"] == "rotten, fresh"
     assert rows["backbone"] == f"minilm, fingerprint {'b' * 64}"
     assert "compressed by ternary" in rows["leaves this site"]
@@ -102,9 +115,7 @@ def test_the_terms_warn_in_plain_words() -> None:
     assert trusting["holds against"].startswith("everybody but the server")
     assert (
         "cannot verify"
-        in dict(terms(_proposal("privacy.unit=client", "privacy.noise=secure")))[
-            "noise"
-        ]
+        in dict(terms(_proposal("privacy.unit=client", SECURE)))["noise"]
     )
     nothing = dict(terms(_proposal(NONE)))
     assert nothing["protects"].startswith("NOTHING.")
@@ -141,6 +152,7 @@ def test_an_accepted_plan_is_kept_as_it_was_shown(tmp_path: Path) -> None:
     assert path.stem == plan.hash
     text = path.read_text()
     assert "# protects: one example: a single row of the data" in text
+    assert "# To withdraw consent: stop the client, delete this file" in text
     assert tomllib.loads(text)["training"]["batch_size"] == 24
     path.write_text(f"# a note of the operator's\n{text}")
     plans.accept(plan, terms(plan))

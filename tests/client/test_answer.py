@@ -59,6 +59,17 @@ def test_a_request_that_does_not_fit_is_refused_and_costs_nothing(
     assert not (tmp_path / "ledger").exists()
 
 
+def test_a_request_of_another_run_than_was_proposed_is_refused(
+    site: Site, request_: TrainRequest, tmp_path: Path
+) -> None:
+    run = site.config.run.model_copy(update={"id": "f" * 16})
+    proposed = replace(site, config=site.config.model_copy(update={"run": run}))
+    assert answer(proposed, 0, tmp_path, request_).code == "config-mismatch"
+    assert not (tmp_path / "ledger").exists()
+    request = replace(request_, run="f" * 16)
+    assert answer(proposed, 0, tmp_path, request).code == "ok"
+
+
 def test_the_same_request_is_answered_with_the_same_bytes(
     site: Site, request_: TrainRequest, tmp_path: Path
 ) -> None:
@@ -84,12 +95,16 @@ def test_the_number_of_examples_never_leaves_under_privacy(
     assert answer(site, 0, tmp_path, request_).num_examples == -1
 
 
-def test_a_state_that_cannot_be_written_is_a_refusal(
-    site: Site, request_: TrainRequest, tmp_path: Path
+def test_a_state_that_cannot_be_written_is_a_refusal_that_names_it(
+    site: Site,
+    request_: TrainRequest,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     state = tmp_path / "file"
     state.write_text("not a directory")
     assert answer(site, 0, state, request_).code == "storage-failed"
+    assert f"refused=storage-failed: Not a directory: {state}" in caplog.text
 
 
 def _fill_after(

@@ -37,6 +37,7 @@ from server.slots import Slots
 from tests.helpers import small_config
 
 RUN = "0123456789abcdef"
+SEEDED = LimitsSection(seeded_noise=True)
 ORDER = ["keys", "connection", "limits", "consent", "assets", "data", "backbone"]
 ORDER += ["step", "ledger", "budget", "disk"]
 
@@ -86,7 +87,7 @@ def _settings(
     return ClientSettings(
         client=section.model_copy(update={"state": state}),
         data=OwnDataSection(path=reviews, text="review", label="verdict"),
-        **more,
+        **{"limits": SEEDED, **more},
     )
 
 
@@ -151,18 +152,80 @@ def test_limits_data_and_consent_are_judged_one_by_one(
     other = tmp_path / "other.csv"
     other.write_text("review,verdict\na good one,good\n")
     settings = _settings(
-        served.model_copy(update={"accept": "f" * 32}),
+        served.model_copy(update={"accept": "f" * 64}),
         other,
         tmp_path / "state",
-        limits=LimitsSection(max_epsilon=2),
     )
     details, broken = _examine(settings)
-    assert broken == ["limits", "consent", "data", "backbone", "step"]
-    assert "[limits] max_epsilon" in details["limits"]
+    assert broken == ["consent", "data", "backbone", "step"]
     assert "expected a label among 'rotten', 'fresh', got 'good'" in details["data"]
     AcceptedPlans(tmp_path / "state").accept(proposal, terms(proposal))
     settings = _settings(served, small_reviews, tmp_path / "state")
     assert _examine(settings)[0]["consent"] == "given"
+
+
+def test_nothing_is_loaded_for_a_plan_beyond_the_limits(
+    served: ClientSection, small_reviews: Path, tmp_path: Path
+) -> None:
+    settings = _settings(
+        served, small_reviews, tmp_path / "state", limits=LimitsSection(max_epsilon=2)
+    )
+    fetched: list[str] = []
+    found = {finding.what: finding for finding in examine(settings, fetched.extend)}
+    assert "[limits] seeded_noise" in found["limits"].detail
+    for what in ("assets", "data", "backbone"):
+        reason = "Not looked at: it takes a plan within the limits."
+        assert (found[what].ok, found[what].detail) == (False, reason)
+    assert not found["step"].ok
+    assert fetched == []
+
+
+@pytest.mark.parametrize(
+    ("backbone", "share", "closed"),
+    [
+        ("hub:evil/model", None, ["assets", "backbone"]),
+        ("/srv/model", None, ["assets", "backbone"]),
+        ("minilm", 0, ["data", "backbone"]),
+        ("/srv/model", 0, ["assets", "data", "backbone"]),
+    ],
+)
+def test_what_the_server_chose_is_not_touched_before_consent(
+    small_reviews: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    backbone: str,
+    share: int | None,
+    closed: list[str],
+) -> None:
+    toml = small_config(small_reviews, f"model.backbone={backbone}").to_toml()
+    plan = Proposal(RUN, toml, "b" * 64)
+    monkeypatch.setattr(check, "receive_proposal", lambda section: (plan, 0))
+    section = ClientSection(
+        server="127.0.0.1:9", name="ward", state=tmp_path, insecure=True
+    )
+    settings = _settings(section, small_reviews, tmp_path)
+    if share is not None:
+        own = OwnDataSection(share=share)
+        settings = settings.model_copy(update={"data": own})
+    details, broken = _examine(settings)
+    assert [what for what in broken if what != "step"] == closed
+    for what in closed:
+        assert details[what] == "Not looked at: it takes the operator's consent."
+    AcceptedPlans(tmp_path).accept(plan, terms(plan))
+    details, broken = _examine(settings)
+    assert not any("consent" in details[what] for what in closed), details
+
+
+def test_a_finding_is_a_printable_line(
+    served: ClientSection, small_reviews: Path, tmp_path: Path
+) -> None:
+    def fetch(names: list[str]) -> None:
+        raise FedpeftError("\x1b[2J" + 1000 * "x")
+
+    found = examine(_settings(served, small_reviews, tmp_path / "state"), fetch)
+    details = {finding.what: finding.detail for finding in found}
+    assert details["assets"].startswith("\N{REPLACEMENT CHARACTER}[2Jxxx")
+    assert all(d.isprintable() and len(d) < 600 for d in details.values())
 
 
 def test_a_name_that_the_certificate_does_not_bear_is_found(
@@ -274,5 +337,5 @@ def test_the_check_ends_with_2_if_anything_is_broken(
     out, err = (process := _command(settings, "--accept", "yes")).communicate()
     assert process.returncode == 2
     assert err == (
-        "Error: --accept: expected the 32 hex digits that were shown, got 'yes'.\n"
+        "Error: --accept: expected the 64 hex digits that were shown, got 'yes'.\n"
     )

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from client.agreement import Proposal
 from client.connection import run_client
 from client.flower import set_message_id, to_bytes
 from client.settings import ClientSection
+from client.stream import refused
 from client.wire import Refused, cut, our_protocol
 from fedpeft.errors import ConfigError, RunError
 from tests.transport import (
@@ -391,6 +392,51 @@ def test_a_request_that_comes_twice_is_handled_once(loopback, tmp_path) -> None:
     assert runner.handled == [("1", 0)]
     assert heard_answers == ["the-same"]
     server.close()
+
+
+def play(
+    loopback: Loopback, requests: Iterable[tuple[str, bytes]]
+) -> tuple[Server, Runner]:
+    """Has a client answer a server that sends these and acknowledges nothing."""
+
+    def script(heard: Iterator[pb.ClientFrame]) -> Iterator[pb.ServerFrame]:
+        next(heard)
+        yield welcome(toml=loopback.proposal.toml)
+        while next(heard).WhichOneof("kind") != "ready":
+            pass
+        for message_id, data in requests:
+            for frame in cut(pb.ServerFrame, message_id, data):
+                yield pb.ServerFrame.FromString(frame)
+        list(heard)
+
+    server = Server(script)
+    address = f"127.0.0.1:{server.port}"
+    return server, Runner(loopback.client_section("hospital-a", server=address))
+
+
+def test_a_request_that_is_no_message_is_refused(loopback) -> None:
+    server, runner = play(loopback, [("a-1", b"no message")])
+    with pytest.raises(Refused, match="Expected a message") as caught:
+        runner.join()
+    assert caught.value.code == "invalid-frame"
+    assert runner.handled == []
+    server.close()
+
+
+def test_a_server_that_acknowledges_nothing_is_left(loopback) -> None:
+    data = to_bytes(request(0))
+    server, runner = play(loopback, ((f"a-{number}", data) for number in range(100)))
+    with pytest.raises(Refused, match="at most 32 requests whose answers"):
+        runner.join()
+    assert len(runner.handled) <= connection.HELD_REQUESTS
+    server.close()
+
+
+def test_a_refusals_reason_is_one_short_line_that_no_terminal_obeys() -> None:
+    refusal = pb.Refusal(code="\x1b[2J", reason="\n\x1b]0;" + "!" * 1000)
+    error = refused(pb.ServerFrame(refusal=refusal), "refusal")
+    assert str(error).isprintable()
+    assert len(str(error)) < 400
 
 
 def test_log_lines_name_client_and_run(loopback, caplog) -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import Message
+from flwr.app import Error, Message, RecordDict
 
 from client.agreement import AcceptedPlans, Proposal
 from client.app import deliver
+from client.context import read_introduction
 from client.daemon import Daemon, claimed
 from client.enrolment import NotAccepted
 from client.flower import set_identity, set_message_id
@@ -62,13 +63,13 @@ def request_(proposal: Proposal) -> Message:
 class Site:
     """A client's settings and what its operator is shown."""
 
-    def __init__(self, state: Path, **limits: float) -> None:
+    def __init__(self, state: Path, **limits: object) -> None:
         self.settings = ClientSettings(
             client=ClientSection(
                 server="127.0.0.1:9", name="ward", state=state, insecure=True
             ),
             data=OwnDataSection(share=2),
-            limits=LimitsSection(**limits),
+            limits=LimitsSection(**{"seeded_noise": True, **limits}),
         )
         self.stop = threading.Event()
         self.shown: list[str] = []
@@ -102,9 +103,11 @@ def test_a_plan_is_accepted_once_for_all(
     with caplog.at_level(logging.INFO, "client"):
         site.daemon(accept=proposal.hash).agree(proposal, 2)
     assert f"plan in force hash={proposal.hash} epsilon=8.0000" in caplog.text
-    site.daemon().agree(proposal, 2)
-    assert site.shown == []
-    assert site.fetched == 2 * ["minilm"]
+    assert site.shown == [proposal.hash]
+    for accept in (None, proposal.hash):
+        site.daemon(accept).agree(proposal, 2)
+    assert site.shown == [proposal.hash]
+    assert site.fetched == 3 * ["minilm"]
     assert AcceptedPlans(tmp_path).holds(proposal.hash)
 
 
@@ -113,13 +116,13 @@ def test_the_hash_of_another_plan_accepts_nothing(
 ) -> None:
     site = Site(tmp_path)
     site.daemon(accept=proposal.hash).agree(proposal, 2)
-    with pytest.raises(NotAccepted, match=r"the plan f{32} \(--accept\)"):
-        site.daemon(accept="f" * 32).agree(proposal, 2)
-    pinned = site.settings.client.model_copy(update={"accept": "e" * 32})
+    with pytest.raises(NotAccepted, match=r"the plan f{64} \(--accept\)"):
+        site.daemon(accept="f" * 64).agree(proposal, 2)
+    pinned = site.settings.client.model_copy(update={"accept": "e" * 64})
     site.settings = site.settings.model_copy(update={"client": pinned})
-    with pytest.raises(NotAccepted, match=r"the plan e{32} \(\[client\] accept\)"):
+    with pytest.raises(NotAccepted, match=r"the plan e{64} \(\[client\] accept\)"):
         site.daemon().agree(proposal, 2)
-    assert site.shown == 2 * [proposal.hash]
+    assert site.shown == 3 * [proposal.hash]
 
 
 def test_a_plan_that_the_settings_pin_is_accepted(
@@ -130,6 +133,7 @@ def test_a_plan_that_the_settings_pin_is_accepted(
     site.settings = site.settings.model_copy(update={"client": pinned})
     site.daemon().agree(proposal, 2)
     assert AcceptedPlans(tmp_path).holds(proposal.hash)
+    assert site.shown == [proposal.hash]
 
 
 def test_an_accepted_plan_beyond_the_limits_is_refused_all_the_same(
@@ -200,7 +204,8 @@ def test_a_full_disk_is_waited_out_and_never_reported(
     small_disk.fill()
     reply = TrainReply.from_record(daemon.handle(request_, 2).content)
     assert (reply.code, waits) == ("ok", [1.0, 2.0, 4.0])
-    assert caplog.text.count("not answered: no room on the disk") == 3
+    assert caplog.text.count("not answered: cannot store the answer") == 3
+    assert caplog.text.count(" bytes free, found 0: ") == 3
     (source,) = data_sources(small_disk.path / "state")
     assert len(verify(small_disk.path / "state", source).entries) == 1
 
@@ -230,6 +235,28 @@ def test_the_clients_own_budget_and_state_come_from_its_node(
     assert code() == "failed"
     assert code(state=state, **{"budget-epsilon": 8}) == "ok"
     assert [path.name for path in tmp_path.iterdir()] == ["own"]
+
+
+def test_a_message_that_asks_for_no_round_does_not_end_the_client(
+    proposal: Proposal,
+    request_: Message,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    daemon = Site(tmp_path).daemon(accept=proposal.hash)
+    daemon.agree(proposal, 2)
+    error = Message(Error(code=1, reason="x"), reply_to=request_)
+    query = Message(RecordDict(), dst_node_id=3, message_type="query")
+    other = Message(RecordDict(), dst_node_id=3, message_type="evaluate")
+    for message in (error, query, other):
+        set_message_id(message, "m")
+    with caplog.at_level(logging.INFO, "client"):
+        reply = daemon.handle(error, 2)
+        assert TrainReply.from_record(reply.content).code == "failed"
+        assert daemon.handle(other, 2).has_error()
+        assert read_introduction(daemon.handle(query, 2).content) == 2
+    assert caplog.text.count("round=-1 code=failed") == 2
+    assert "round=-1 code=ok" in caplog.text
 
 
 def test_a_state_directory_serves_one_process(tmp_path: Path) -> None:

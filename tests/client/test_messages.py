@@ -61,6 +61,11 @@ def _altered(message: TrainRequest | TrainReply, **changes: object) -> RecordDic
         {"server_round": 1.5},
         {"ledger_length": -1},
         {"durable_round": "x"},
+        {"durable_round": 2**53},
+        {"server_round": 2**53},
+        {"ledger_length": 2**53},
+        {"ledger_head": "Head"},
+        {"ledger_head": 65 * "0"},
         {"state": b"twice"},
         {"more": 1},
     ],
@@ -79,9 +84,18 @@ def test_a_hostile_request_is_refused(changes: dict) -> None:
         {"num_examples": 0},
         {"num_examples": -5},
         {"ledger_length": "z"},
+        {"ledger_length": 2**53},
+        {"num_examples": 2**53},
+        {"ledger_head": "a\nb"},
+        {"ledger_head": "\x1b[2J"},
+        {"ledger_head": 65 * "0"},
+        {"code": 10_000 * "\x1b"},
+        {10_000 * "x": 1},
         {"more": 1},
     ],
 )
 def test_a_hostile_reply_is_refused(changes: dict) -> None:
-    with pytest.raises(InvalidPayload):
+    with pytest.raises(InvalidPayload) as raised:
         TrainReply.from_record(_altered(TrainReply("ok", b"x"), **changes))
+    assert str(raised.value).isprintable()
+    assert len(str(raised.value)) < 120

@@ -2,13 +2,17 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from flwr.app import ConfigRecord, Message
+from flwr.proto.message_pb2 import Message as ProtoMessage
 
 import client
 from client import fleet_pb2 as pb
 from client.flower import to_bytes
+from client.outline import PATH
 from client.wire import (
     CHUNK_BYTES,
     CONNECT,
@@ -18,6 +22,7 @@ from client.wire import (
     check_protocol,
     cut,
     our_protocol,
+    quoted,
     read_frame,
     read_message,
 )
@@ -36,6 +41,23 @@ def put_together(frames: list[bytes], *, keep: bool = True, limit: int = 1 << 24
         else:
             arrivals.append(assembler.add(frame.chunk))
     return arrivals
+
+
+def field(number: int, data: bytes) -> bytes:
+    """Returns a field of a protocol buffer, of a number below 16."""
+    size = bytearray()
+    rest = len(data)
+    while rest > 127:
+        size.append(rest & 127 | 128)
+        rest >>= 7
+    return bytes([number << 3 | 2, *size, rest]) + data
+
+
+def crowded(message: Message, number: int) -> Message:
+    """Adds so many fields of about 12 bytes to a message."""
+    values = {f"{one:03d}": one for one in range(number)}
+    message.content["more"] = ConfigRecord(values)
+    return message
 
 
 @pytest.mark.parametrize("chunks", [0.5, 1, 1.5, 2])
@@ -75,6 +97,46 @@ def test_bytes_that_are_no_message_are_an_invalid_payload() -> None:
     for bad in (b"", b"\xff", good[:-1], good[1:]):
         with pytest.raises(InvalidPayload, match="Expected a message"):
             read_message(bad)
+
+
+def test_the_outline_follows_flowers_fields_down_to_an_arrays_bytes() -> None:
+    kind, names = ProtoMessage.DESCRIPTOR, []
+    for number in PATH:
+        field = kind.fields_by_number[number]
+        kind, names = field.message_type, [*names, field.name]
+    assert names == ["content", "items", "array_record", "items", "value", "data"]
+
+
+def test_a_message_is_small_but_for_its_array() -> None:
+    read_message(to_bytes(request(0, size=1 << 20)))
+    read_message(to_bytes(crowded(request(0), 100)))
+    with pytest.raises(InvalidPayload, match="at most 4096 bytes around its array"):
+        read_message(to_bytes(crowded(request(0), 1000)))
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        field(2, field(1, b"") * 1_000_000),  # records
+        field(2, field(1, field(2, field(1, b"") * 1_000_000))),  # arrays
+        field(2, field(1, field(2, field(1, field(2, field(4, b"") * 1_000_000))))),
+        field(2, b"") * 1_000_000,
+        field(3, b"!" * 1_000_000),  # an error's reason
+        field(9, b"!" * 1_000_000),  # nothing that Flower knows
+    ],
+    ids=["records", "arrays", "data", "contents", "error", "unknown"],
+)
+def test_a_message_of_a_million_fields_is_refused_at_once(bomb) -> None:
+    started = time.monotonic()
+    with pytest.raises(InvalidPayload, match="at most 4096 bytes"):
+        read_message(bomb)
+    assert time.monotonic() - started < 0.2
+
+
+def test_what_is_quoted_is_plain_and_short() -> None:
+    assert quoted("hospital-a") == "hospital-a"
+    assert quoted("\x1b[2J\n") == r"\x1b[2J\n"
+    assert len(quoted("\N{PILE OF POO}" * 100)) == 100
 
 
 @pytest.mark.parametrize(

@@ -278,12 +278,15 @@ class Federation:
         }
         self._write("server", {"server": section})
 
-    def write_client(self, name: str, data: str, **changes: object) -> None:
+    def write_client(
+        self, name: str, data: str, limits: str = "", **changes: object
+    ) -> None:
         """Writes ``NAME.toml``.
 
         Args:
             name: whose.
             data: the lines of its ``[data]``.
+            limits: further lines of its ``[limits]``.
             changes: of its ``[client]``.
         """
         section = {
@@ -294,7 +297,8 @@ class Federation:
             **self._transport(name),
             **changes,
         }
-        self._write(name, {"client": section}, f"[data]\n{data}\n")
+        limits = f"[limits]\nseeded_noise = true\n{limits}\n"
+        self._write(name, {"client": section}, f"[data]\n{data}\n{limits}")
 
     def server(
         self, place: str | None = None, *, action: Callable[[], None] = die

@@ -411,7 +411,7 @@ def test_a_client_waits_until_its_disk_has_room(
     small_disk(state)
     server, east = _serve(one), one.client("east")
     north = one.client("north", place, action=functools.partial(_fill, state))
-    north.says("no room on the disk")
+    north.says("cannot store the answer")
     assert _traces(one, "north") == traces
     (state / "filler").unlink()
     _finish(north, server, east)

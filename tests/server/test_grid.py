@@ -11,12 +11,13 @@ from pathlib import Path
 import grpc
 import pytest
 from flwr.app import Message
+from flwr.proto.message_pb2 import Message as ProtoMessage
 
 from client import fleet_pb2 as pb
 from client.flower import to_bytes
-from client.wire import CHUNK_BYTES, FRAME_BYTES, cut
+from client.wire import CHUNK_BYTES, FRAME_BYTES, cut, read_message
 from fedpeft.errors import RunError
-from server import fleet
+from server import fleet, mailbox
 from server.grid import GrpcGrid
 from tests.transport import (
     NAMES,
@@ -341,15 +342,105 @@ def test_a_client_that_connects_anew_takes_its_own_place(loopback) -> None:
     [b"no message", to_bytes(reply_to(request(1)))],
     ids=["garbage", "of another client"],
 )
-def test_an_answer_that_is_none_is_refused_and_waited_for(loopback, content) -> None:
-    bad = loopback.ready("hospital-a")
+def test_an_answer_that_is_none_is_refused_and_not_asked_for_again(
+    loopback, content
+) -> None:
+    client = loopback.ready("hospital-a")
     result = sent(loopback, 0)
-    message_id = bad.message().metadata.message_id
-    bad.send(*cut(pb.ClientFrame, message_id, content))
+    message_id = client.message().metadata.message_id
+    client.send(*cut(pb.ClientFrame, message_id, content))
+    assert client.hear("refusal").code == "invalid-frame"
+    (reply,) = result()
+    assert reply.metadata.src_node_id == 1
+    assert reply.error.reason.startswith("invalid answer: Expected")
+    again = loopback.ready("hospital-a")
+    loopback.grid.push_messages([request(0, 2)])
+    assert again.message().metadata.group_id == "2"
+
+
+def test_a_message_of_countless_fields_holds_up_nobody(loopback) -> None:
+    good, bad = loopback.ready("hospital-a"), loopback.ready("hospital-b")
+    result = sent(loopback, 1)
+    asked = bad.message()
+    bomb = ProtoMessage.FromString(to_bytes(reply_to(asked)))
+    for number in range(200_000):
+        bomb.content.items.add(key=str(number)).array_record.SetInParent()
+    frames = [*cut(pb.ClientFrame, asked.metadata.message_id, bomb.SerializeToString())]
+    started = time.monotonic()
+    bad.send(*frames)
     assert bad.hear("refusal").code == "invalid-frame"
-    good = loopback.ready("hospital-a")
-    good.answer(good.message(), b"better")
-    assert data_of(result()[0]) == b"better"
+    assert result()[0].has_error()
+    assert time.monotonic() - started < 1  # to parse it would take 2 s
+    (message_id,) = loopback.grid.push_messages([request(0)])
+    good.answer(good.message())
+    wait_until(lambda: loopback.grid.pull_messages([message_id]))
+
+
+def test_an_answer_withdrawn_while_it_is_read_is_late(loopback, monkeypatch) -> None:
+    entered, opened = threading.Event(), threading.Event()
+
+    def slowly(data: bytearray) -> Message:
+        entered.set()
+        assert opened.wait(20)
+        return read_message(data)
+
+    monkeypatch.setattr(mailbox, "read_message", slowly)
+    client = loopback.ready("hospital-a")
+    result = sent(loopback, 0, timeout=0.5)
+    client.answer(client.message())
+    assert entered.wait(20)
+    assert result() == []  # the event loop goes on
+    opened.set()
+    client.hear("received")
+    assert loopback.grid.counts() == {"late": 1}
+
+
+def test_a_client_may_not_answer_for_ever_what_nobody_asked(loopback, caplog) -> None:
+    caplog.set_level(logging.INFO)
+    client = loopback.ready("hospital-a")
+    for number in range(fleet.UNASKED_ANSWERS):
+        client.send(*cut(pb.ClientFrame, f"0123-{number}", b"!"))
+    for _ in range(fleet.UNASKED_ANSWERS - 1):
+        client.hear("received")
+    assert client.hear("refusal").code == "invalid-frame"
+    assert loopback.grid.counts() == {"unknown": 100, "invalid-frame": 1}
+    assert "answer dropped" not in caplog.text
+
+
+def test_of_three_streams_that_only_look_the_oldest_ends(loopback) -> None:
+    working = loopback.ready("hospital-a")
+    looking = [loopback.by_hand("hospital-a") for _ in range(4)]
+    for client in looking:
+        client.say(hello=client.hello())
+        client.hear("welcome")
+    for client in looking[:2]:
+        assert client.hear("refusal").code == "superseded"
+        assert client.is_over()
+    looking[3].say(heartbeat=pb.Heartbeat())
+    (message_id,) = loopback.grid.push_messages([request(0)])
+    working.answer(working.message())
+    wait_until(lambda: loopback.grid.pull_messages([message_id]))
+    looking[2].say(ready=pb.Ready(accepted=loopback.proposal.hash))
+    assert working.hear("received")
+    assert working.hear("refusal").code == "superseded"
+
+
+@pytest.mark.parametrize("word", ["\x1b[2J\n" * 50, "\N{PILE OF POO}" * 1000])
+def test_what_a_client_writes_is_plain_and_short_in_the_log(
+    loopback, caplog, word
+) -> None:
+    client = loopback.by_hand("hospital-b")
+    client.say(hello=client.hello())
+    client.hear("welcome")
+    client.say(ready=pb.Ready(accepted=word))
+    client.hear("refusal")
+    stranger = loopback.by_hand(word)
+    stranger.say(hello=stranger.hello())
+    stranger.hear("refusal")
+    lines = [r.getMessage() for r in caplog.records if "refused" in r.getMessage()]
+    assert len(lines) == 2
+    assert all(line.isascii() and line.isprintable() for line in lines)
+    assert max(map(len, lines)) < 400
 
 
 def test_a_revoked_client_is_out_at_its_next_heartbeat(loopback, caplog) -> None:
@@ -447,6 +538,16 @@ def test_a_close_ends_waits_and_leaves_no_thread_and_no_socket(tmp_path) -> None
     wait_until(lambda: set(threading.enumerate()) <= before)
     with contextlib.closing(socket.socket()) as probe:
         assert probe.connect_ex(("127.0.0.1", loopback.port)) != 0
+
+
+def test_a_close_with_many_clients_there_is_no_error(tmp_path, caplog) -> None:
+    names = tuple(f"site-{number}" for number in range(40))
+    loopback = Loopback(tmp_path, places=len(names), names=names)
+    clients = [loopback.ready(name) for name in names]
+    loopback.close()
+    assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
+    for client in clients:
+        client.close()
 
 
 def test_a_grid_may_be_closed_before_its_start_and_twice(loopback) -> None:

@@ -36,6 +36,26 @@ def test_a_name_that_is_added_while_the_run_goes_on_gets_a_place(
     assert slots.index("a-name-that-comes-later") == 1
 
 
+def test_places_that_are_lost_in_the_middle_of_a_run_are_not_given_anew(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(RunError, match="Restore it"):
+        Slots(
+            tmp_path / "clients.json",
+            _allow(tmp_path / "c.toml", "a"),
+            2,
+            is_expected=True,
+        )
+
+
+def test_a_revoked_name_keeps_its_place_and_is_known_as_gone(tmp_path: Path) -> None:
+    file = tmp_path / "clients.toml"
+    slots = Slots(tmp_path / "clients.json", _allow(file, "north", "east"), 2)
+    assert slots.revoked() == set()
+    _allow(file, "east")
+    assert slots.revoked() == {0}
+
+
 @pytest.mark.parametrize("text", ["[]", "{", json.dumps({"a": 1}), '{"a": "b"}'])
 def test_places_that_were_damaged_are_not_guessed(tmp_path: Path, text: str) -> None:
     (tmp_path / "clients.json").write_text(text)

@@ -1,6 +1,7 @@
 """Who is passed over when a cohort is chosen, and what a stop leaves."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from client.messages import TrainReply, TrainRequest
 from fedpeft.compression import Dense
 from fedpeft.errors import RunError
 from fedpeft.interfaces import Payload
-from fedpeft.tensors import flatten, scale
+from fedpeft.privacy import make_plan
+from fedpeft.tensors import flatten, scale, unflatten
 from server.rounds import run_rounds
 from server.runtime import Runtime
 from server.standing import Standing
@@ -26,19 +28,82 @@ def _asked(grid: HandMadeGrid, server_round: int) -> list[int]:
     return sorted(c for c, r in grid.requests if r.server_round == server_round)
 
 
-def test_three_failures_in_a_row_set_a_client_aside_until_it_connects_anew() -> None:
-    connections = {0: 1, 1: 1}
+def test_three_failures_in_a_row_set_a_client_aside_for_longer_each_time(
+    tmp_path: Path,
+) -> None:
+    connections = {0: 1}
     runtime = Runtime(connections=lambda: dict(connections))
-    standing = Standing()
-    for code in ("failed", "silent", "ok", "failed", "silent"):
-        standing.note({0: code, 1: "ok"}, runtime)
-    assert standing.passed_over(runtime) == set()  # the third was an answer
-    standing.note({0: "budget-spent", 1: "ok"}, runtime)
-    assert standing.passed_over(runtime) == {0}
+    standing = Standing(tmp_path / "standing.json")
+    for server_round, code in enumerate(("failed", "silent", "ok", "failed"), 1):
+        standing.ask(server_round, [0])
+        standing.note({0: code}, runtime)
+    standing.ask(5, [0])
+    standing.note({0: "silent"}, runtime)
+    assert standing.passed_over(6, runtime) == set()  # the third was an answer
+    standing.ask(6, [0])
+    standing.note({0: "budget-spent"}, runtime)
+    assert standing.passed_over(8, runtime) == {0}  # two rounds, and a connection
     connections[0] = 2
-    assert standing.passed_over(runtime) == set()
-    standing.note({0: "failed"}, runtime)
-    assert standing.passed_over(runtime) == set()  # it counts from the start again
+    assert standing.passed_over(7, runtime) == {0}
+    assert standing.passed_over(8, runtime) == set()
+    standing.ask(8, [0])
+    standing.note({0: "failed"}, runtime)  # it had one chance
+    connections[0] = 3
+    assert standing.passed_over(11, runtime) == {0}  # four rounds, now
+    assert standing.passed_over(12, runtime) == set()
+
+
+def test_another_process_knows_whom_the_round_has_asked_and_who_failed(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "standing.json"
+    standing = Standing(path)
+    assert standing.ask(7, [0, 1]) == {0, 1}
+    standing.note({0: "silent", 1: "ok"}, Runtime())
+    for _ in range(2):
+        standing = Standing(path)
+        assert standing.ask(7, [0, 2]) == {0, 1, 2}
+        standing.note({0: "silent", 2: "ok"}, Runtime())
+    assert Standing(path).passed_over(8, Runtime()) == {0}
+    assert Standing(path).ask(8, [3]) == {3}
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"round": 1, "asked": [], "clients": 3}'])
+def test_a_damaged_file_is_not_guessed(tmp_path: Path, text: str) -> None:
+    (tmp_path / "standing.json").write_text(text)
+    with pytest.raises(RunError, match="restore it"):
+        Standing(tmp_path / "standing.json")
+
+
+@pytest.mark.parametrize(
+    ("clients", "size", "rounds"), [(20, 6, 60), (5, 3, 10), (4, 3, 20), (10, 5, 40)]
+)
+def test_a_client_that_never_comes_does_not_end_the_run_it_is_missing_from(
+    server, start, clients: int, size: int, rounds: int
+) -> None:
+    config = small_run(
+        f"partition.num_clients={clients}",
+        f"cohort.size={size}",
+        f"run.rounds={rounds}",
+        "run.evaluate_every=1000",
+    )
+    grid = HandMadeGrid(clients, lambda c, r: _same(r, start.trainable) if c else None)
+    # With a plan: its cap is what runs out if others take over.
+    server = replace(server, config=config, plan=make_plan(config))
+    assert run_rounds(grid, server, start).server_round == rounds
+
+
+def test_updates_that_no_number_can_hold_are_left_out(server, start) -> None:
+    def reply(client: int, request: TrainRequest) -> TrainReply:
+        if client:
+            return _same(request, start.trainable)
+        size = flatten(start.trainable).numel()
+        huge = unflatten(torch.full((size,), 3e38), start.trainable)
+        return TrainReply("ok", Dense().compress(huge, torch.Generator()).to_bytes())
+
+    progress = run_rounds(HandMadeGrid(4, reply), server, start)
+    assert progress.records[0]["codes"] == {"invalid-payload": 1}
+    assert flatten(progress.trainable).isfinite().all()
 
 
 def test_the_next_in_the_rotation_take_the_places_of_the_busy(server, start) -> None:
