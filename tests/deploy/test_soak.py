@@ -181,7 +181,7 @@ def federation(
         *OVERRIDES,
         f"model.backbone={backbone}",
         names=NAMES,
-        deadline_seconds=10,
+        deadline_seconds=20,
         heartbeat_seconds=5,
     )
     yield federation
