@@ -2,7 +2,6 @@
 
 import contextlib
 import queue
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -217,65 +216,6 @@ class HandMade:
         self._frames.put(None)
         self.call.cancel()
         self.channel.close()
-
-
-class Proxy:
-    """Passes bytes between clients and a port, until it is told to cut.
-
-    Args:
-        target: the port.
-    """
-
-    def __init__(self, target: int) -> None:
-        self._target = target
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        self._open: list[socket.socket] = []
-        self._cut_after: int | None = None
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def cut(self) -> None:
-        """Breaks all connections; new ones are welcome."""
-        broken, self._open = self._open, []
-        for connection in broken:
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-            connection.close()
-
-    def cut_after(self, upward_bytes: int) -> None:
-        """Breaks all connections once so many more bytes came from the clients."""
-        self._cut_after = upward_bytes
-
-    def close(self) -> None:
-        self._listener.close()
-        self.cut()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                ours, _ = self._listener.accept()
-                theirs = socket.create_connection(("127.0.0.1", self._target))
-            except OSError:
-                return
-            self._open += [ours, theirs]
-            for ends in ((ours, theirs), (theirs, ours)):
-                upward = ends[0] is ours
-                arguments = (*ends, upward)
-                threading.Thread(target=self._pass, args=arguments, daemon=True).start()
-
-    def _pass(self, source: socket.socket, sink: socket.socket, upward: bool) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(1 << 16):
-                if upward and self._cut_after is not None:
-                    self._cut_after -= len(data)
-                    if self._cut_after <= 0:
-                        self._cut_after = None
-                        self.cut()
-                        return
-                sink.sendall(data)
-        for end in (source, sink):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
 
 
 class Server:

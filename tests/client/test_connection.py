@@ -19,10 +19,10 @@ from client.settings import ClientSection
 from client.stream import refused
 from client.wire import Refused, cut, our_protocol
 from fedpeft.errors import ConfigError, RunError
+from tests.proxy import Proxy
 from tests.transport import (
     RUN,
     Loopback,
-    Proxy,
     Runner,
     Server,
     data_of,
@@ -120,7 +120,7 @@ def test_an_answer_cut_in_the_middle_of_a_chunk_is_sent_again_whole(loopback) ->
     data = bytes(range(256)) * (1 << 14)  # 4 MiB
 
     def handle(message: Message, client: int) -> Message:
-        proxy.cut_after(len(data) * 5 // 8)
+        proxy.cut_after(len(data) * 5 // 8, "up")
         runner.handled.append((message.metadata.group_id, client))
         return reply_to(message, data)
 

@@ -10,7 +10,8 @@ from client import fleet_pb2 as pb
 from client.settings import ClientSection
 from fedpeft import keys
 from tests.deploy.federation import NAMES, Command, Federation, wait_until
-from tests.transport import HandMade, Proxy
+from tests.proxy import Proxy
+from tests.transport import HandMade
 
 ROUNDS = 6
 OPTIONS = (f"run.rounds={ROUNDS}", 'peft={name="head"}', "data.max_length=16")

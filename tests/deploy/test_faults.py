@@ -21,7 +21,7 @@ import pytest
 from fedpeft.errors import DataError
 from fedpeft.privacy import data_sources, verify
 from tests.deploy.federation import Command, Federation, Outcome, wait_until
-from tests.deploy.proxy import Direction, Proxy
+from tests.proxy import Direction, Proxy
 
 pytestmark = pytest.mark.slow
 

@@ -33,6 +33,11 @@ class Proxy:
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
 
+    def cut(self) -> None:
+        """Ends all connections; new ones are welcome."""
+        for one in list(self._open):
+            _end(one)
+
     def cut_after(self, size: int, direction: Direction) -> None:
         """Ends the connection that carries the byte after `size` more, before it."""
         with self._lock:
@@ -56,8 +61,7 @@ class Proxy:
         self._flows.set()
         _end(self._listener)
         self._threads[0].join()  # now there will be no more connections
-        for one in list(self._open):
-            _end(one)
+        self.cut()
         for thread in self._threads:
             thread.join()
         self._listener.close()
