@@ -104,7 +104,9 @@ def in_new_process(
 ) -> "subprocess.Popen[str]":
     """Starts a pull in another process; it prints the path or the error's one line."""
     script = (
-        f"{before}\nimport json, sys\n"
+        f"{before}\nimport json, signal, sys\n"
+        # Where the tests run in the background, SIGINT is ignored, and inherited so.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from fedpeft import assets\n"
         "entry = json.loads(sys.argv[1])\n"
         "asset = assets.Asset(**{**entry, 'members': tuple(entry['members'])})\n"

@@ -121,6 +121,7 @@ def _report_peak(
     try:
         warm_up()
         gc.collect()
+        forget_the_peak()  # a fork starts with its parent's
         before = status_bytes("VmRSS")
         work()
         sender.send(status_bytes("VmHWM") - before)

@@ -155,7 +155,7 @@ BUGS = {
     ),
     "an empty cohort skipped": Bug(
         "server/rounds.py",
-        "    if first is None and cohort_size:",
+        "    if first is None and planned:",
         "    if first is None:",
         "server/test_client_level.py::test_an_empty_cohort_is_a_round_of_noise",
     ),
@@ -168,7 +168,7 @@ BUGS = {
     ),
     "cohort size published": Bug(
         "server/rounds.py",
-        "        counts = dict.fromkeys(counts)",
+        "        facts = dict.fromkeys(facts)",
         "        pass",
         "server/test_client_level.py"
         "::test_who_answered_and_how_many_stays_with_the_server",
