@@ -118,6 +118,7 @@ def cuda_peak(work: Callable[[], None], warm_up: Callable[[], None]) -> int:
 def _report_peak(
     work: Callable[[], None], warm_up: Callable[[], None], sender: Connection
 ) -> None:
+    gc.freeze()  # what the parent left may wait, when collected, for a thread of its
     try:
         warm_up()
         gc.collect()
