@@ -18,6 +18,7 @@ from fedpeft.privacy import (
     RequestConflict,
     open_release,
 )
+from fedpeft.tensors import flatten
 
 _ROOM_BYTES = 1 << 20
 """For the ledger, its head and the file system itself, beside an answer."""
@@ -107,13 +108,13 @@ def _answer(
     final = release.repeat(question)
     if final is None:
         release.authorise(question)
-        _check_room(state, request)
+        _check_room(site, state, request)
         try:
-            payload, residual = make_update(site, client, holding, release, request)
+            payload, memory = make_update(site, client, holding, release, request)
         except Exception:
             release.forfeit(question)
             raise
-        final = release.commit(question, payload.to_bytes(), residual)
+        final = release.commit(question, payload.to_bytes(), memory)
     release.discard(request.run, request.durable_round)
     return TrainReply(
         "ok" if final.payload else "failed",
@@ -132,7 +133,7 @@ def _confirm(release: Release, request: TrainRequest) -> None:
         raise LedgerError(f"{error} {_RESTORED}") from None
 
 
-def _check_room(state: Path, request: TrainRequest) -> None:
+def _check_room(site: Site, state: Path, request: TrainRequest) -> None:
     """Refuses to begin what the disk could not hold in the end.
 
     An answer that does not fit is drawn anew later, and whether it fits depends on its
@@ -141,9 +142,10 @@ def _check_room(state: Path, request: TrainRequest) -> None:
     Raises:
         OSError: says how much room there is.
     """
-    # The payload and the error-feedback memory: each at most about as long as the
-    # dense state, twice for what replaces a file.
-    needed = 4 * len(request.state) + _ROOM_BYTES
+    # The payload and the error-feedback memory, each at most about as long as the dense
+    # state, and what stays here: twice, for what replaces a file.
+    kept = 4 * flatten(site.model.local_start).numel()
+    needed = 4 * len(request.state) + 2 * kept + _ROOM_BYTES
     free = shutil.disk_usage(state).free
     if free < needed:
         raise OSError(

@@ -10,8 +10,9 @@ from pydantic import ValidationError
 
 from client.settings import OwnDataSection
 from fedpeft.config import RunConfig
-from fedpeft.data import Encoded, TextExamples, load, partition, split
+from fedpeft.data import Encoded, Examples, digest_of, load, partition, split
 from fedpeft.errors import ConfigError
+from fedpeft.features import KeptFeatures
 from fedpeft.wording import one_line
 
 _SOURCE = r"[A-Za-z0-9][\w.-]{0,99}"
@@ -24,10 +25,12 @@ class Holding:
     Attributes:
         source: names the records over all runs: one name, one ledger.
         examples: all of them.
+        kept: what the frozen part of the model gave for them.
     """
 
     source: str
     examples: Encoded
+    kept: KeptFeatures | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +42,7 @@ class Records:
         parts: data source -> indices of its examples, in order of the clients.
     """
 
-    examples: TextExamples
+    examples: Examples
     parts: dict[str, list[int]]
 
 
@@ -88,7 +91,7 @@ def read_records(config: RunConfig, own: OwnDataSection | None) -> Records:
     return Records(part, {list(dealt)[share]: list(range(len(part)))})
 
 
-def partition_digest(examples: TextExamples, parts: list[list[int]]) -> str:
+def partition_digest(examples: Examples, parts: list[list[int]]) -> str:
     """Returns a short hash of whose records each client holds, whatever led to it.
 
     Runs that differ in method, seed or length share ledgers. Runs in which any record
@@ -99,8 +102,8 @@ def partition_digest(examples: TextExamples, parts: list[list[int]]) -> str:
     for indices in parts:
         held = sorted(
             (
-                examples.texts[i],
-                examples.label_names[int(examples.labels[i])],
+                digest_of(examples.contents[i]),
+                _label(examples, i),
                 examples.persons[i] if examples.persons else "",
             )
             for i in indices
@@ -109,9 +112,14 @@ def partition_digest(examples: TextExamples, parts: list[list[int]]) -> str:
     return digest.hexdigest()[:8]
 
 
+def _label(examples: Examples, index: int) -> str | list[int]:
+    label = examples.labels[index].tolist()
+    return label if examples.is_multi_label else examples.label_names[label]
+
+
 def _own_file(config: RunConfig, own: OwnDataSection, path: Path) -> Records:
     """Reads a client's own file: every row is an example of its own source."""
-    if config.data.labels is None:
+    if config.data.labels is None and config.data.completion is None:
         raise ConfigError(
             f"[data] labels: expected the scenario to declare them, got none beside "
             f"name = {config.data.name!r}: a client with a file of its own does not "
@@ -126,6 +134,7 @@ def _own_file(config: RunConfig, own: OwnDataSection, path: Path) -> Records:
         update={
             "name": None,
             "path": str(path),
+            "max_examples": None,
             "text": own.text,
             "label": own.label,
             "person": own.person,

@@ -11,8 +11,8 @@ from pathlib import Path
 from client.holding import Holding, read_own, read_records
 from fedpeft.compression import COMPRESSORS, ErrorFeedback
 from fedpeft.config import RunConfig, build
-from fedpeft.data import encode
 from fedpeft.errors import LedgerError
+from fedpeft.features import feature_file, keep_features
 from fedpeft.interfaces import Compressor, PrivacyEngine
 from fedpeft.model import TaskModel, build_model
 from fedpeft.privacy import (
@@ -99,19 +99,22 @@ def open_site(toml: str, data: str = "") -> Site:
     own = read_own(data)
     records = read_records(config, own)
     model = build_model(config, len(records.examples.label_names))
-    encoded = encode(records.examples, model.tokenizer, config.data.max_length)
+    encoded = model.task.encode(records.examples)
     engine = _engine(config, plan)
     engine.bind(model.module, model.operations)
+    file = feature_file(config.training)
+    holdings = []
+    for source, indices in records.parts.items():
+        part = encoded.subset(indices)
+        kept = keep_features(model, part, config.training.precision, file)
+        holdings.append(Holding(source, part, kept))
     return Site(
         config,
         plan,
         model,
         engine,
         build(COMPRESSORS, config.compression, "compression"),
-        tuple(
-            Holding(source, encoded.subset(indices))
-            for source, indices in records.parts.items()
-        ),
+        tuple(holdings),
         is_own=own is not None,
     )
 

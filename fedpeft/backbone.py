@@ -1,5 +1,6 @@
-"""Frozen backbones by name, local path or hub id; the task's model around them."""
+"""Frozen backbones by name, local path or hub id."""
 
+import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,12 +8,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from fedpeft import assets
 from fedpeft.errors import ConfigError
-from fedpeft.interfaces import Operation
 from fedpeft.tensors import fingerprint
 
 _HUB = "hub:"
@@ -20,25 +20,39 @@ _HUB = "hub:"
 
 @dataclass(frozen=True)
 class Backbone:
-    """A pre-trained encoder and what it needs.
+    """A pre-trained model without its head, and what it needs.
 
     Attributes:
-        module: maps ``(batch, tokens)`` ids and mask to ``(batch, tokens, hidden)``.
-        tokenizer: the `transformers` tokenizer that belongs to it.
+        name: as it was asked for.
+        module: maps ids and mask ``(batch, tokens)``, or pixels ``(batch, 3, height,
+            width)``, to an output with ``last_hidden_state`` ``(batch, tokens,
+            hidden)``.
+        tokenizer: the `transformers` tokenizer that belongs to it; None for images.
         hidden_size: features of its output.
         fingerprint: sha256 over all its tensors, before any adapter.
+        output: the layer over the vocabulary, of a causal language model alone.
+        channels_mean: of the pixels it was trained on, in 0..1.
+        channels_deviation: theirs.
     """
 
-    module: nn.Module
+    name: str
+    module: Any
     tokenizer: Any
     hidden_size: int
     fingerprint: str
+    output: nn.Linear | None = None
+    channels_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    channels_deviation: tuple[float, ...] = (0.229, 0.224, 0.225)
 
 
-def load_backbone(name: str) -> Backbone:
+def load_backbone(name: str, task: str = "text-classification") -> Backbone:
     """Loads an asset, a local directory, or ``hub:org/model``.
 
     Weights are read from safetensors alone: no file is unpickled.
+
+    Args:
+        name: of the backbone.
+        task: that it is for; ``causal-lm`` loads the output layer too.
 
     Raises:
         AssetError: if the asset is not pulled yet.
@@ -48,29 +62,49 @@ def load_backbone(name: str) -> Backbone:
     transformers_logging.disable_progress_bar()  # in a second's load it is noise
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # five retries too
     local = not name.startswith(_HUB)
+    is_causal = task == "causal-lm"
+    kind = AutoModelForCausalLM if is_causal else AutoModel
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
-        module = AutoModel.from_pretrained(
+        model = kind.from_pretrained(
             source,
             local_files_only=local,
             use_safetensors=True,
             dtype=torch.float32,
             attn_implementation=_attention(),
         )
+        tokenizer = None
+        if not hasattr(model.config, "patch_size"):
+            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
     except Exception as error:  # whatever a damaged file makes the libraries raise
         reason = str(error).splitlines()[0].rstrip(".")
         raise ConfigError(
             f"[model] backbone: cannot load {name!r}: {reason}."
         ) from None
-    if getattr(module, "pooler", None) is not None:
-        module.pooler = None  # unused under mean pooling, hence without a gradient
-    module.requires_grad_(False)
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None  # unused by any task, hence without a gradient
+    model.requires_grad_(False)
     return Backbone(
-        module,
+        name,
+        model.base_model if is_causal else model,
         tokenizer,
-        module.config.hidden_size,
-        fingerprint(module.state_dict().items()),
+        model.config.hidden_size,
+        fingerprint(model.state_dict().items()),
+        model.get_output_embeddings() if is_causal else None,
+        **_channels(source),
     )
+
+
+def _channels(source: str) -> dict[str, tuple[float, ...]]:
+    """Returns how an image model's pixels are normalised, where its folder says so."""
+    path = Path(source) / "preprocessor_config.json"
+    try:
+        settings = json.loads(path.read_text())
+        return {
+            "channels_mean": tuple(settings["image_mean"]),
+            "channels_deviation": tuple(settings["image_std"]),
+        }
+    except (OSError, ValueError, KeyError):
+        return {}
 
 
 def _attention() -> str:
@@ -89,34 +123,3 @@ def _source(name: str) -> str:
         f"[model] backbone: expected an asset ({', '.join(assets.catalogue())}), a "
         f"directory, or hub:org/model, got {name!r}."
     )
-
-
-class TextClassifier(nn.Module):
-    """Backbone, mean over the tokens that are not padding, linear head.
-
-    The head is part of the model and always trainable. It starts at zero, so that all
-    classes are equally likely at first whatever the backbone.
-    """
-
-    def __init__(self, backbone: nn.Module, hidden_size: int, num_labels: int) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.head = nn.Linear(hidden_size, num_labels)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-
-    def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor
-    ) -> torch.Tensor:
-        """Maps ids and mask ``(batch, tokens)`` to logits ``(batch, labels)``."""
-        output = self.backbone(input_ids=input_ids, attention_mask=attention_mask)
-        hidden = output.last_hidden_state
-        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
-        pooled = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
-        logits: torch.Tensor = self.head(pooled)
-        return logits
-
-    @property
-    def head_operation(self) -> Operation:
-        """How the head's parameters act."""
-        return Operation(self.head, "linear", dict(self.head.named_parameters()))

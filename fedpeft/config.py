@@ -26,6 +26,7 @@ from fedpeft.sections import (
     DataSection,
     ModelSection,
     PartitionSection,
+    PeftSection,
     PrivacySection,
     RunSection,
     Section,
@@ -46,7 +47,7 @@ class RunConfig(Section):
     data: DataSection
     partition: PartitionSection
     model: ModelSection
-    peft: Component
+    peft: PeftSection
     training: TrainingSection
     cohort: CohortSection
     privacy: PrivacySection = PrivacySection()
@@ -141,6 +142,23 @@ class RunConfig(Section):
                 "expected [cohort] sampling = 'rotation' beside [privacy] unit = "
                 f"{privacy.unit!r}, which gains nothing from a secret cohort, got "
                 f"{sampling!r}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sharing_fits(self) -> "RunConfig":
+        if self.peft.share is None:
+            return self
+        if self.cohort.sampling == "fixed":
+            raise ValueError(
+                "expected [cohort] sampling = 'poisson' or 'rotation' beside [peft] "
+                "share, got 'fixed': a cohort of a fixed size amplifies for clients "
+                "without memory, and what stays with them is one"
+            )
+        if self.model.samples:
+            raise ValueError(
+                "expected no [model] samples beside [peft] share: the server's own "
+                "model lacks what stays with the clients"
             )
         return self
 

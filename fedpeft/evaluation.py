@@ -2,32 +2,35 @@
 
 import torch
 
-from fedpeft.data import Encoded, collate, physical_batches
+from fedpeft.data import Encoded, physical_batches
+from fedpeft.features import KeptFeatures, autocast
 from fedpeft.model import TaskModel
-from fedpeft.training import autocast
-
-METRIC = "accuracy"
 
 
 def evaluate(
-    model: TaskModel, examples: Encoded, precision: str, batch_size: int = 64
-) -> float:
-    """Returns the share of examples whose largest logit is the label's, in 0..1.
+    model: TaskModel,
+    examples: Encoded,
+    precision: str,
+    batch_size: int = 64,
+    kept: KeptFeatures | None = None,
+) -> dict[str, float]:
+    """Returns the task's metrics by name.
 
     Args:
         model: as it stands.
         examples: the server's own public held-out data, never a client's.
         precision: ``fp32`` or ``bf16``.
         batch_size: examples that pass through the model at once.
+        kept: what the frozen part of the model gave for these examples in the past.
     """
     model.module.eval()
-    right = 0
+    judged, labels = [], []
     everything = examples.units(by_person=False)
     with torch.inference_mode(), autocast(model.device, precision):
         for part in physical_batches(examples, everything, batch_size):
             indices = [index for unit in part for index in unit]
-            batch = collate(examples, indices, model.tokenizer.pad_token_id)
-            batch = batch.to(model.device)
-            logits = model.module(batch.input_ids, batch.attention_mask)
-            right += int((logits.argmax(1) == batch.labels).sum())
-    return right / len(examples)
+            batch = model.task.collate(examples, indices).to(model.device)
+            features = kept and kept.of(indices)
+            judged.append(model.task.judge(model.module, batch, features).cpu())
+            labels.append(batch.labels.cpu())
+    return model.task.metrics(torch.cat(judged), torch.cat(labels))

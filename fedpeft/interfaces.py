@@ -29,7 +29,16 @@ from fedpeft.errors import InvalidPayload
 from fedpeft.tensors import Tensors
 
 OperationKind = Literal[
-    "linear", "scale_shift", "bias", "norm", "tokens", "embedding", "other"
+    "linear",
+    "scale_shift",
+    "bias",
+    "norm",
+    "tokens",
+    "embedding",
+    "pool",
+    "weight",
+    "module",
+    "other",
 ]
 """Which per-sample rule applies; ``other`` is for the engine ``opacus`` alone."""
 
@@ -73,6 +82,73 @@ class PeftMethod(ABC):
         exactly the parameters of the returned operations require a gradient; random
         initial values come from torch's global generator, which the caller seeds.
         """
+
+    def merge(self, backbone: nn.Module) -> None:
+        """Folds what was trained into the backbone's own layers, in place.
+
+        **Guarantees**: afterwards the modules and their names are those of the plain
+        backbone, and its outputs are the same up to rounding.
+
+        Raises:
+            ValueError: if the method computes what no plain layer can.
+        """
+        raise ValueError(
+            f"Expected a method that merges into the backbone's own weights, got "
+            f"{type(self).__name__}, which adds layers of its own: export its tensors."
+        )
+
+    def to_peft(self, backbone: nn.Module) -> "PeftAdapter":
+        """Returns what was trained, as the `peft` library stores it.
+
+        Raises:
+            ValueError: if that library has no such method.
+        """
+        raise ValueError(
+            f"Expected a method that the peft library knows, got {type(self).__name__}:"
+            " export it merged, or its tensors."
+        )
+
+
+@dataclass(frozen=True)
+class PeftAdapter:
+    """An adapter as the `peft` library loads it.
+
+    Attributes:
+        config: the content of ``adapter_config.json``.
+        tensors: by name within the backbone, such as
+            ``encoder.layer.0.attention.self.query.lora_A.weight``.
+    """
+
+    config: dict[str, object]
+    tensors: Tensors
+
+
+class FrozenPart(ABC):
+    """The part of a model whose result depends on the example alone.
+
+    What it computes never changes while the model trains, so that it can be kept. A
+    method whose backbone is not a plain stack of layers any more (a side network, a
+    pool chosen by a feature) adds a module that is one of these.
+    """
+
+    @abstractmethod
+    def compute(
+        self, backbone: nn.Module, inputs: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """Returns what may be kept.
+
+        Shapes: ``(batch, tokens, ...)``, which is padded where inputs are, or
+        ``(batch, features)``. Nothing in it depends on trainable parameters.
+        """
+
+    @abstractmethod
+    def resume(
+        self,
+        backbone: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        kept: torch.Tensor,
+    ) -> torch.Tensor:
+        """Returns the last hidden state, ``(batch, tokens, features)``, from `kept`."""
 
 
 class PrivacyEngine(ABC):

@@ -1,17 +1,18 @@
 """A task's model: frozen backbone, PEFT method and head, put together."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
 
-from fedpeft.backbone import TextClassifier, load_backbone
+from fedpeft.backbone import load_backbone
 from fedpeft.config import RunConfig, build
 from fedpeft.errors import ConfigError
 from fedpeft.interfaces import Operation, PeftMethod
 from fedpeft.peft import METHODS, Prompt
 from fedpeft.seeds import derive_seed
+from fedpeft.sharing import split_state
+from fedpeft.tasks import TASKS, Task, TaskModule
 from fedpeft.tensors import Tensors
 
 
@@ -20,24 +21,27 @@ class TaskModel:
     """What training and evaluation need.
 
     Attributes:
-        module: maps ids and mask ``(batch, tokens)`` to logits ``(batch, labels)``.
+        module: maps a batch's inputs to logits.
         operations: of all trainable parameters, the head's last.
-        tokenizer: of the backbone.
+        task: makes batches, losses and metrics for it.
         fingerprint: of the backbone, before anything was added.
         adapter_constants: what the method added and does not train, such as LoRA's
             frozen A: equal at all clients, and part of the result.
+        local_start: initial values of the trainable tensors that stay at their client,
+            equal at all of them; empty where all travel. See ``fedpeft.sharing``.
     """
 
-    module: TextClassifier
+    module: TaskModule
     operations: list[Operation]
-    tokenizer: Any
+    task: Task
     fingerprint: str
     adapter_constants: Tensors
+    local_start: Tensors = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
-        return self.module.head.weight.device
+        return next(self.module.parameters()).device
 
     @property
     def num_backbone_parameters(self) -> int:
@@ -51,27 +55,30 @@ def build_model(config: RunConfig, num_labels: int) -> TaskModel:
     **Guarantees**: two processes with the same configuration build identical models:
     the adapters' initial values depend on the run's seed alone.
     """
-    backbone = load_backbone(config.model.backbone)
+    backbone = load_backbone(config.model.backbone, config.model.task)
+    task = TASKS[config.model.task].of(backbone, config.data)
     method = build(METHODS, config.peft, "peft")
     given = {id(parameter) for parameter in backbone.module.parameters()}
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(config.run.seed, "adapter"))
         operations = _attach(method, backbone.module, config.peft.name)
         _check_room(config, backbone.module, method)
-        module = TextClassifier(backbone.module, backbone.hidden_size, num_labels)
+        module = task.build(backbone, num_labels)
     module.to("cuda" if torch.cuda.is_available() else "cpu")
     constants = {
         name: parameter.detach().cpu()
         for name, parameter in module.named_parameters()
         if id(parameter) not in given and not parameter.requires_grad
     }
-    return TaskModel(
+    model = TaskModel(
         module,
-        [*operations, module.head_operation],
-        backbone.tokenizer,
+        [*operations, *module.head_operations],
+        task,
         backbone.fingerprint,
         constants,
     )
+    _, local = split_state(trainable_state(model), config.peft.share)
+    return replace(model, local_start=local)
 
 
 def _check_room(config: RunConfig, backbone: nn.Module, method: PeftMethod) -> None:
@@ -97,7 +104,7 @@ def _attach(method: PeftMethod, backbone: nn.Module, name: str) -> list[Operatio
 
 
 def trainable_state(model: TaskModel) -> Tensors:
-    """Returns a copy of what travels: every parameter that requires a gradient."""
+    """Returns a copy of every parameter that requires a gradient."""
     return {
         name: parameter.detach().cpu().clone()
         for name, parameter in model.module.named_parameters()
@@ -105,13 +112,28 @@ def trainable_state(model: TaskModel) -> Tensors:
     }
 
 
+def shared_state(model: TaskModel) -> Tensors:
+    """Returns a copy of what travels: all of it, but for what stays at its client."""
+    state = trainable_state(model)
+    return {name: t for name, t in state.items() if name not in model.local_start}
+
+
+def local_state(model: TaskModel) -> Tensors:
+    """Returns a copy of what stays at its client."""
+    state = trainable_state(model)
+    return {name: state[name] for name in model.local_start}
+
+
 def load_trainable_state(model: TaskModel, state: Tensors) -> None:
     """Puts a trainable state into the model.
+
+    What stays at its client and is not in `state` takes its initial values.
 
     Raises:
         ValueError: if the names are not exactly the trainable parameters'.
     """
     own = {n: p for n, p in model.module.named_parameters() if p.requires_grad}
+    state = {**model.local_start, **state}
     if own.keys() != state.keys():
         raise ValueError(
             f"Expected {len(own)} trainable tensors, got {len(state)} others: the "

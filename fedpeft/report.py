@@ -57,9 +57,10 @@ class RoundReporter:
         if record["replies"] is not None:
             clients = f"{record['replies']}/{record['cohort_size']} clients"
             sent = f"{record['bytes_up']:>9,} bytes up  {record['seconds']:.1f} s"
+        name = log.__dict__["metric"]
         line = (
             f"round {record['round']:>3}  {clients}  "
-            f"accuracy {'     -' if metric is None else f'{metric:.4f}'}  "
+            f"{name} {'     -' if metric is None else f'{metric:.4f}'}  "
             f"{sent}"
         )
         self._console.print(line, highlight=False, soft_wrap=True)
@@ -81,7 +82,8 @@ def result_table(result: dict[str, Any]) -> Table:
     table = Table(show_header=False)
     table.add_column()
     table.add_column(justify="right")
-    table.add_row(result["final"]["metric"], f"{result['final']['value']:.4f}")
+    value = result["final"]["value"]
+    table.add_row(result["final"]["metric"], "-" if value is None else f"{value:.4f}")
     if privacy["unit"] == "none":
         table.add_row("privacy", "none")
     else:

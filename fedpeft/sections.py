@@ -65,6 +65,16 @@ class DataSection(Section):
             and whenever it is given a person's rows stay together.
         nominal_persons: the public constant a client for unit ``person``, in place of
             `nominal_examples`.
+        multi_label: an example may have several labels or none: a list in jsonl and
+            parquet, in csv a text with `label_separator` between them.
+        prompt: the column of the prompts, for ``causal-lm``.
+        completion: the column of the completions; naming it makes the file one of
+            instructions, without labels.
+        unreadable: whether an image that cannot be read ends the run or is left out,
+            named and counted; for a folder of images given by `path`.
+        max_examples: keep only so many, drawn by `split_seed`.
+        max_length: tokens of a text, or of prompt and completion.
+        image_size: to which images are scaled; None takes the backbone's own.
     """
 
     name: str | None = None
@@ -80,12 +90,22 @@ class DataSection(Section):
     validation_fraction: float = Field(default=0.0, ge=0, lt=1)
     split_seed: int = Field(default=0, ge=0)
     max_length: int = Field(default=64, ge=4)
+    multi_label: bool = False
+    label_separator: str = Field(default=";", min_length=1)
+    prompt: str = "prompt"
+    completion: str | None = None
+    unreadable: Literal["fatal", "skip"] = "fatal"
+    max_examples: int | None = Field(default=None, ge=1)
+    image_size: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
     def _one_source(self) -> "DataSection":
         if (self.name is None) == (self.path is None):
             raise ValueError("expected either name or path, got both or none")
-        if self.path is not None and (self.labels is None or len(self.labels) < 2):
+        if self.completion is not None and (self.labels or self.multi_label):
+            raise ValueError("expected no labels beside completion, got some")
+        has_classes = self.path is not None and self.completion is None
+        if has_classes and (self.labels is None or len(self.labels) < 2):
             raise ValueError(
                 "expected labels = [two or more] beside path: labels are declared, "
                 "never read from the data"
@@ -103,10 +123,49 @@ class PartitionSection(Component):
 
 
 class ModelSection(Section):
-    """``[model]``: an asset, a local directory, or ``hub:org/model``; and the task."""
+    """``[model]``: an asset, a local directory, or ``hub:org/model``; and the task.
+
+    Attributes:
+        backbone: the frozen model.
+        task: what it is asked.
+        samples: prompts that the model of ``causal-lm`` goes on with before the first
+            round and after the last one, for people to read. They are published.
+    """
 
     backbone: str
-    task: Literal["text-classification"] = "text-classification"
+    task: Literal["text-classification", "image-classification", "causal-lm"] = (
+        "text-classification"
+    )
+    samples: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _samples_fit(self) -> "ModelSection":
+        if self.samples and self.task != "causal-lm":
+            raise ValueError(
+                f"expected samples beside task = 'causal-lm' alone, got {self.task!r}"
+            )
+        return self
+
+
+class PeftSection(Component):
+    """``[peft]``: what is trained, and what of it travels.
+
+    Attributes:
+        share: parts of the names of the tensors that travel, such as ``["lora_A",
+            "head"]``: the others stay at their client and go on there from round to
+            round. None lets all travel.
+    """
+
+    share: tuple[str, ...] | None = None
+
+    @model_validator(mode="after")
+    def _something_travels(self) -> "PeftSection":
+        if self.share is not None and not all(self.share or [""]):
+            raise ValueError(
+                "expected share = [one or more parts of names], got "
+                f"{list(self.share)}: without anything shared there is no federation"
+            )
+        return self
 
 
 class TrainingSection(Section):
@@ -122,6 +181,9 @@ class TrainingSection(Section):
         max_physical_batch: examples that pass through the model at once.
         dropout: whether the backbone's own dropout is on while training.
         precision: of the forward and backward pass; parameters stay fp32.
+        cache_gib: where everything that trains lies above some depth, what lies below
+            is computed once an example and kept in a nameless file of at most this
+            size, in each client process; 0 switches it off.
     """
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -135,6 +197,7 @@ class TrainingSection(Section):
     max_physical_batch: int = Field(default=32, ge=1)
     dropout: bool = False
     precision: Literal["fp32", "bf16"] = "fp32"
+    cache_gib: float = Field(default=1.0, ge=0)
 
 
 class CohortSection(Section):

@@ -1,13 +1,12 @@
 """One client's local training in a round, under any privacy engine."""
 
-import contextlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
-from fedpeft.data import Encoded, collate, physical_batches
+from fedpeft.data import Encoded, physical_batches
+from fedpeft.features import KeptFeatures, autocast
 from fedpeft.interfaces import NoiseFn, PrivacyEngine
 from fedpeft.model import TaskModel, load_trainable_state, trainable_state
 from fedpeft.sections import TrainingSection
@@ -25,6 +24,7 @@ def train_locally(
     section: TrainingSection,
     rate_factor: float,
     mask_seed: int,
+    kept: KeptFeatures | None = None,
 ) -> Tensors:
     """Trains from the server's state and returns the update: local minus global.
 
@@ -40,6 +40,7 @@ def train_locally(
         rate_factor: on the section's learning rates, see :func:`decayed`.
         mask_seed: of the dropout masks; under privacy it must be secret, see
             ``Draws.mask_seed``.
+        kept: what the frozen part of the model gave for these examples in the past.
     """
     load_trainable_state(model, state)
     engine.reset()
@@ -51,7 +52,7 @@ def train_locally(
             optimizer.zero_grad()
             for part in physical_batches(examples, batch, section.max_physical_batch):
                 indices = [index for unit in part for index in unit]
-                losses = example_losses(model, examples, indices, section)
+                losses = example_losses(model, examples, indices, section, kept)
                 engine.accumulate(losses, _owners(part))
             engine.step(noise)
             optimizer.step()
@@ -66,22 +67,17 @@ def _owners(units: list[list[int]]) -> torch.Tensor | None:
 
 
 def example_losses(
-    model: TaskModel, examples: Encoded, indices: list[int], section: TrainingSection
+    model: TaskModel,
+    examples: Encoded,
+    indices: list[int],
+    section: TrainingSection,
+    kept: KeptFeatures | None = None,
 ) -> torch.Tensor:
-    """Returns one cross-entropy an example, shape ``(batch,)``, in fp32."""
-    batch = collate(examples, indices, model.tokenizer.pad_token_id).to(model.device)
+    """Returns one loss an example, shape ``(batch,)``, in fp32."""
+    batch = model.task.collate(examples, indices).to(model.device)
     with autocast(model.device, section.precision):
-        logits = model.module(batch.input_ids, batch.attention_mask)
-    return F.cross_entropy(logits.float(), batch.labels, reduction="none")
-
-
-def autocast(
-    device: torch.device, precision: str
-) -> contextlib.AbstractContextManager[None]:
-    """Returns the context of a forward pass in ``fp32`` or ``bf16``."""
-    return torch.autocast(
-        device.type, dtype=torch.bfloat16, enabled=precision == "bf16"
-    )
+        features = kept and kept.of(indices)
+        return model.task.losses(model.module, batch, features)
 
 
 def shuffled_batches(
@@ -117,7 +113,9 @@ def decayed(section: TrainingSection, server_round: int, rounds: int) -> float:
 def _optimizer(
     model: TaskModel, section: TrainingSection, rate_factor: float
 ) -> torch.optim.Optimizer:
-    head = {id(parameter) for parameter in model.module.head.parameters()}
+    head = {
+        id(p) for op in model.module.head_operations for p in op.module.parameters()
+    }
     trainable = [p for p in model.module.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in trainable if id(p) not in head]},

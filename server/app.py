@@ -15,7 +15,7 @@ from fedpeft.config import RunConfig
 from fedpeft.durable import write_atomically
 from fedpeft.errors import RunError, RunStopped
 from fedpeft.menus import check_variants
-from fedpeft.model import trainable_state
+from fedpeft.model import shared_state
 from fedpeft.tensors import zeros_like
 from server.checkpoint import (
     Progress,
@@ -28,6 +28,7 @@ from server.result import build_result, peak_memory_bytes
 from server.rounds import final_state, restore_events, run_rounds
 from server.rundir import claimed, resolve
 from server.runtime import SIMULATION, Runtime
+from server.samples import write_samples
 from server.setup import Server, open_server
 
 app = ServerApp()
@@ -106,6 +107,7 @@ def run_to_the_end(grid: Grid, server: Server, progress: Progress) -> dict[str, 
             "run goes on when it is started again."
         )
     _write_model(server, progress)
+    write_samples(server, "after", final_state(progress, server.config))
     result = build_result(
         server,
         progress,
@@ -130,13 +132,14 @@ def begin(server: Server, *, resume: bool) -> Progress:
             _check_nothing_is_forgotten(server.output, progress)
         restore_events(server.output, progress)
         return progress
-    state = trainable_state(server.model)
+    state = shared_state(server.model)
     progress = Progress(0, state, server.aggregator.init(state), zeros_like(state))
     if server.hides_clients:
         _check_nothing_is_forgotten(server.output, progress)
     write_atomically(server.output / "config.toml", server.config.to_toml().encode())
     save_checkpoint(folder, progress, server.config.hash)
     restore_events(server.output, progress)  # if all checkpoints were lost
+    write_samples(server, "before", progress.trainable)
     return progress
 
 
@@ -157,7 +160,10 @@ def _check_nothing_is_forgotten(output: Path, progress: Progress) -> None:
 
 
 def _write_model(server: Server, progress: Progress) -> None:
-    """Writes adapter and head, with what they belong to."""
+    """Writes adapter and head, with what they belong to.
+
+    What stays at the clients is not in it: its initial values stand beside it.
+    """
     constants = server.model.adapter_constants
     adapter = {**constants, **final_state(progress, server.config)}
     metadata = {
@@ -165,5 +171,7 @@ def _write_model(server: Server, progress: Progress) -> None:
         "fingerprint": server.model.fingerprint,
         "config_hash": server.config.hash,
     }
-    path = server.output / "model" / "adapter.safetensors"
-    write_atomically(path, save(adapter, metadata=metadata))
+    folder, local = server.output / "model", server.model.local_start
+    write_atomically(folder / "adapter.safetensors", save(adapter, metadata=metadata))
+    if local:
+        write_atomically(folder / "local.safetensors", save(local, metadata=metadata))

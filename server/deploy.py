@@ -13,7 +13,7 @@ from client.flower import set_identity
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError
 from fedpeft.menus import check_variants
-from fedpeft.model import trainable_state
+from fedpeft.model import shared_state
 from fedpeft.tensors import flatten
 from server.allowlist import AllowList
 from server.app import begin, run_to_the_end
@@ -155,5 +155,5 @@ def _check_reach(section: ServerSection, config: RunConfig) -> None:
 
 def _largest_reply(server: Server) -> int:
     """Returns a bound on an answer's bytes: no codec makes more than twice fp32."""
-    dense = 4 * flatten(trainable_state(server.model)).numel()
+    dense = 4 * flatten(shared_state(server.model)).numel()
     return 2 * dense + (1 << 16)

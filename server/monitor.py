@@ -5,7 +5,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from fedpeft.evaluation import METRIC
 from server.checkpoint import Progress
 from server.grid import GrpcGrid
 from server.result import privacy_facts
@@ -57,7 +56,7 @@ class Monitor:
             state="stopping" if self._is_stopping() else self.state,
             server_round=progress.server_round,
             rounds=config.run.rounds,
-            metric=METRIC,
+            metric=self._server.model.task.metric,
             records=progress.records,
             connected=self._grid.connected(),
             expected=config.partition.num_clients,

@@ -8,7 +8,6 @@ from importlib.metadata import version
 from typing import Any
 
 from fedpeft.config import RunConfig
-from fedpeft.evaluation import METRIC
 from fedpeft.privacy import Plan, epsilon
 from fedpeft.tensors import flatten
 from server.checkpoint import Progress
@@ -45,6 +44,8 @@ def build_result(
         memory: peak bytes, summed over processes.
     """
     config = server.config
+    shared = flatten(progress.trainable).numel()
+    local = flatten(server.model.local_start).numel()
     return {
         "schema_version": SCHEMA_VERSION,
         "run": server.run,
@@ -54,9 +55,14 @@ def build_result(
             **{package: version(package) for package in _PACKAGES},
         },
         "task": config.model.task,
-        "trainable_parameters": flatten(progress.trainable).numel(),
+        "trainable_parameters": shared + local,
+        "shared_parameters": shared,
         "backbone_parameters": server.model.num_backbone_parameters,
-        "final": {"metric": METRIC, "value": progress.records[-1]["metric"]},
+        "final": {
+            "metric": server.model.task.metric,
+            "value": progress.records[-1]["metric"],
+            "others": progress.records[-1]["others"],
+        },
         "rounds": progress.records,
         "threads": 1,
         "privacy": privacy_facts(config, server.plan, progress, spent),

@@ -20,9 +20,7 @@ from fedpeft.compression import COMPRESSORS
 from fedpeft.config import RunConfig
 from fedpeft.durable import append_durably, write_atomically
 from fedpeft.errors import RunError
-from fedpeft.evaluation import evaluate
 from fedpeft.interfaces import Update
-from fedpeft.model import load_trainable_state
 from fedpeft.tensors import Tensors, add, flatten, scale
 from server.checkpoint import Progress, save_checkpoint
 from server.cohort import rotation
@@ -34,6 +32,7 @@ from server.exchange import (
     exchange,
     request_to,
 )
+from server.judging import judge
 from server.setup import Server
 
 logger = logging.getLogger(__name__)
@@ -74,18 +73,6 @@ def final_state(progress: Progress, config: RunConfig) -> Tensors:
     return scale(progress.tail, 1 / min(config.run.average_last, config.run.rounds))
 
 
-def judge(server: Server, state: Tensors) -> float:
-    """Returns the metric of a state on the held-out data, with all cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(torch.multiprocessing.cpu_count())
-    try:
-        load_trainable_state(server.model, state)
-        precision = server.config.training.precision
-        return evaluate(server.model, server.held_out, precision)
-    finally:
-        torch.set_num_threads(threads)
-
-
 def _run_round(
     grid: Grid, server: Server, progress: Progress, server_round: int
 ) -> dict[str, Any]:
@@ -111,7 +98,7 @@ def _run_round(
     finally:
         if not server.hides_clients:
             server.standing.note(tally.outcomes, server.runtime)
-    metric = _metric(server, progress)
+    metrics = _metrics(server, progress)
     late = server.runtime.late() - late
     facts: dict[str, Any] = {
         "cohort_size": len(cohort),
@@ -126,7 +113,8 @@ def _run_round(
     if server.hides_clients:
         server.secrets.note({"round": server_round, **facts})
         facts = dict.fromkeys(facts)
-    return {"round": server_round, **facts, "metric": metric}
+    metric = metrics.pop(server.model.task.metric, None)
+    return {"round": server_round, **facts, "metric": metric, "others": metrics}
 
 
 def _cohort(server: Server, progress: Progress, server_round: int) -> list[int]:
@@ -189,13 +177,14 @@ def _advance(
     progress.server_round = server_round
 
 
-def _metric(server: Server, progress: Progress) -> float | None:
+def _metrics(server: Server, progress: Progress) -> dict[str, float]:
+    """Judges the model, unless it is a round in between."""
     run = server.config.run
     if progress.server_round == run.rounds:
         return judge(server, final_state(progress, server.config))
     if progress.server_round % run.evaluate_every == 0:
         return judge(server, progress.trainable)
-    return None
+    return {}
 
 
 def _too_few(server: Server, server_round: int, tally: Tally, needed: float) -> str:
@@ -227,5 +216,10 @@ def _log(server: Server, record: dict[str, Any]) -> None:
         "round=%(round)s replies=%(replies)s/%(cohort_size)s metric=%(metric)s "
         "bytes_up=%(bytes_up)s seconds=%(seconds)s",
         shown,
-        extra={"record": record, "run": server.run, "round": record["round"]},
+        extra={
+            "record": record,
+            "metric": server.model.task.metric,
+            "run": server.run,
+            "round": record["round"],
+        },
     )

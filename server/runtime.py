@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedpeft.tensors import Tensors
 from server.checkpoint import Progress
 
 
@@ -30,6 +31,8 @@ class Runtime:
         spent: the worst client's epsilon over all runs, where the ledgers can be read;
             without it the result states the plan's price of the rounds asked for.
         workers_memory: peak bytes of client processes on this machine.
+        local_parts: what each client keeps to itself; empty for one that has not taken
+            part yet. None where it cannot be read: everywhere but in a simulation.
     """
 
     deadline_seconds: float | None = None
@@ -43,6 +46,7 @@ class Runtime:
     watch: Callable[[Progress], None] = _ignore
     spent: Callable[[], float] | None = None
     workers_memory: Callable[[], int] = int
+    local_parts: Callable[[], list[Tensors]] | None = None
 
 
 SIMULATION = Runtime()

@@ -8,8 +8,9 @@ from pathlib import Path
 from fedpeft.aggregation import build_aggregator
 from fedpeft.compression import COMPRESSORS
 from fedpeft.config import RunConfig, build
-from fedpeft.data import Encoded, TextExamples, encode, load, split
+from fedpeft.data import Encoded, Examples, check_classes, load, split
 from fedpeft.errors import ConfigError, RunError
+from fedpeft.features import KeptFeatures, feature_file, keep_features
 from fedpeft.interfaces import Aggregator, Compressor
 from fedpeft.model import TaskModel, build_model
 from fedpeft.privacy import (
@@ -61,6 +62,13 @@ class Server:
         """How the clients have fared; for runs that hide none."""
         return Standing(self.output / "server" / "standing.json")
 
+    @cached_property
+    def kept(self) -> KeptFeatures | None:
+        """The frozen features of the held-out data."""
+        training = self.config.training
+        file = feature_file(training)
+        return keep_features(self.model, self.held_out, training.precision, file)
+
     @property
     def secrets(self) -> SecretFile:
         """What stays with the server."""
@@ -88,25 +96,27 @@ def open_server(
         model=model,
         aggregator=build_aggregator(config.aggregation, _private_rule(config, plan)),
         compressor=build(COMPRESSORS, config.compression, "compression"),
-        held_out=encode(judged_on, model.tokenizer, config.data.max_length),
+        held_out=model.task.encode(judged_on),
         output=output,
         randomness=_randomness(config, "cohort"),
         runtime=runtime,
     )
 
 
-def _held_out(config: RunConfig, path: Path | None) -> TextExamples:
+def _held_out(config: RunConfig, path: Path | None) -> Examples:
     """Returns the public examples on which models are judged."""
     data = config.data
     if path is not None:
-        if data.labels is None:
+        if data.labels is None and data.completion is None:
             raise ConfigError(
                 "[data] labels: expected the classes in the scenario beside a held_out "
                 "file, got none: they are never read from the data."
             )
         return load(data.model_copy(update={"name": None, "path": str(path)}))
     splits = split(load(data), data)
-    return splits.test if config.run.evaluate_on == "test" else splits.validation
+    judged_on = splits.test if config.run.evaluate_on == "test" else splits.validation
+    check_classes(judged_on)
+    return judged_on
 
 
 def _private_rule(config: RunConfig, plan: Plan | None) -> PrivateMean | None:

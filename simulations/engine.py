@@ -8,11 +8,12 @@ import torch
 from client.flower import set_identity
 from client.holding import partition_digest
 from fedpeft.config import RunConfig
-from fedpeft.data import load, partition, split
+from fedpeft.data import check_classes, load, partition, split
 from fedpeft.durable import make_directory
 from fedpeft.errors import RunError
 from fedpeft.menus import check_variants
-from fedpeft.privacy import data_sources, make_plan, verify
+from fedpeft.privacy import data_sources, make_plan, read_memory, verify
+from fedpeft.tensors import Tensors
 from server.app import serve
 from server.rundir import claimed, resolve
 from server.runtime import Runtime
@@ -53,6 +54,7 @@ def simulate(
                 runtime=Runtime(
                     spent=lambda: _worst_client(config, state),
                     workers_memory=pool.peak_memory_bytes,
+                    local_parts=lambda: _local_parts(config, state),
                 ),
             )
         finally:
@@ -69,6 +71,7 @@ def _check_state(config: RunConfig, state: Path) -> None:
     if config.run.state:
         make_directory(state)
     train = split(load(config.data), config.data).train
+    check_classes(train)
     digest = partition_digest(train, partition(train, config.partition))
     for name in data_sources(state):
         if not name.endswith(digest):
@@ -78,6 +81,14 @@ def _check_state(config: RunConfig, state: Path) -> None:
                 "two ledgers. A state directory of its own would not count what these "
                 "ledgers hold."
             )
+
+
+def _local_parts(config: RunConfig, state: Path) -> list[Tensors]:
+    """Returns what each client has kept to itself in this run, from its own files."""
+    run = config.run.id or ""
+    sources = data_sources(state)
+    known = [read_memory(state, source, run).local for source in sources]
+    return known + [{}] * (config.partition.num_clients - len(known))
 
 
 def _worst_client(config: RunConfig, state: Path) -> float:

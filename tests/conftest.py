@@ -48,6 +48,36 @@ def rotten_tomatoes() -> Path:
 
 
 @pytest.fixture(scope="session")
+def vit_s() -> Path:
+    """The folder of the real ViT-S/14; the first use downloads 90 MB."""
+    return assets.pull("vit-s")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The folder of the real SmolLM2-135M; the first use downloads 93 MB."""
+    return assets.pull("smollm2")
+
+
+@pytest.fixture(scope="session")
+def fashion_mnist() -> Path:
+    """The folder of the real Fashion-MNIST; the first use downloads 31 MB."""
+    return assets.pull("fashion-mnist")
+
+
+@pytest.fixture(scope="session")
+def mnist() -> Path:
+    """The file of 5,000 real digits; the first use downloads 1 MB."""
+    return assets.pull("mnist")
+
+
+@pytest.fixture(scope="session")
+def emoji() -> list[Path]:
+    """The folders of both vendors' emoji; the first use downloads 136 MB."""
+    return [assets.pull(name) for name in assets.needed_by("emoji")]
+
+
+@pytest.fixture(scope="session")
 def small_reviews(
     minilm: Path, rotten_tomatoes: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
@@ -59,7 +89,7 @@ def small_reviews(
         rows = csv.writer(file)
         rows.writerow(["review", "verdict", "film"])
         for text, label, film in zip(
-            examples.texts, examples.labels.tolist(), examples.groups, strict=True
+            examples.contents, examples.labels.tolist(), examples.groups, strict=True
         ):
             seen = films.get(film, 0)
             if seen < 10 and (film in films or len(films) < 24):

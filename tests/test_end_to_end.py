@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from client.flower import set_identity
 from client.site import open_site
 from fedpeft.config import RunConfig
-from fedpeft.data import collate, encode, load, partition, split
+from fedpeft.data import load, partition, split
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.model import build_model
 from fedpeft.privacy import data_sources, verify
@@ -259,16 +259,15 @@ def test_without_privacy_one_client_is_plain_pytorch(
     splits = split(load(config.data), config.data)
     model = build_model(config, 2)
     (indices,) = partition(splits.train, config.partition)
-    examples = encode(splits.train.subset(indices), model.tokenizer, 32)
-    batch = collate(examples, list(range(len(examples))), 0)
+    examples = model.task.encode(splits.train.subset(indices))
+    batch = model.task.collate(examples, list(range(len(examples))))
     trainable = {n: p for n, p in model.module.named_parameters() if p.requires_grad}
     start = {name: p.detach().clone() for name, p in trainable.items()}
     optimizer = torch.optim.SGD(trainable.values(), lr=0.1)
     model.module.eval()
     for _ in range(2):
         optimizer.zero_grad()
-        logits = model.module(batch.input_ids, batch.attention_mask)
-        F.cross_entropy(logits, batch.labels).backward()
+        F.cross_entropy(model.module(**batch.inputs), batch.labels).backward()
         optimizer.step()
     actual = load_file(tmp_path / "run" / "model" / "adapter.safetensors")
     expected = flatten({n: p.detach() - start[n] for n, p in trainable.items()})

@@ -1,5 +1,7 @@
 """Local training: what reaches the engine, and what becomes of its gradients."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -9,16 +11,13 @@ from fedpeft.oracle import loop_gradients, relative_error
 from fedpeft.peft import Lora
 from fedpeft.privacy import DpSgd
 from fedpeft.sections import TrainingSection
+from fedpeft.tasks import TextClassification
 from fedpeft.tensors import flatten
 from fedpeft.training import example_losses, train_locally
 from tests.helpers import Toy, toy, toy_batch
 
 SGD = TrainingSection(optimizer="sgd", learning_rate=0.5, batch_size=4)
 CLIP = 0.05
-
-
-class _Tokenizer:
-    pad_token_id = 0
 
 
 def _examples(batch: int = 6) -> Encoded:
@@ -29,7 +28,8 @@ def _examples(batch: int = 6) -> Encoded:
 
 
 def _task(case: Toy) -> TaskModel:
-    return TaskModel(case.model, case.operations, _Tokenizer(), "fingerprint", {})
+    task = TextClassification(SimpleNamespace(pad_token_id=0), 32)
+    return TaskModel(case.model, case.operations, task, "fingerprint", {})
 
 
 def _train(batches, noise, section=SGD) -> torch.Tensor:

@@ -7,6 +7,7 @@ what it remembers of earlier rounds. :func:`build_aggregator` puts them together
 
 from fedpeft.aggregation.mean import Mean
 from fedpeft.aggregation.optimized import Optimized
+from fedpeft.aggregation.rank_allocation import RankAllocation
 from fedpeft.aggregation.server_optimizers import (
     ServerAdam,
     ServerMomentum,
@@ -25,6 +26,7 @@ SERVER_OPTIMIZERS: dict[str, type[ServerOptimizer]] = {
     "sgd": ServerSGD,
     "momentum": ServerMomentum,
     "adam": ServerAdam,
+    "rank_allocation": RankAllocation,
 }
 
 
@@ -56,6 +58,7 @@ __all__ = [
     "SERVER_OPTIMIZERS",
     "Mean",
     "Optimized",
+    "RankAllocation",
     "ServerAdam",
     "ServerMomentum",
     "ServerOptimizer",

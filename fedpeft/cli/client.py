@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from fedpeft.cli.common import pull_missing
+from fedpeft.cli.common import assets_of, pull_missing
 from fedpeft.cli.server import stop_on_signals
 from fedpeft.errors import ConfigError, RunError
 
@@ -52,10 +52,7 @@ def client(
 
 
 def _fetch(names: list[str]) -> None:
-    from fedpeft import assets
-
-    known = [name for name in names if name in assets.catalogue()]
-    pull_missing(known, Console(stderr=True))
+    pull_missing(assets_of(*names), Console(stderr=True))
 
 
 def _show(terms: list[tuple[str, str]], plan: str) -> None:

@@ -34,11 +34,15 @@ def read_scenario(
 
 
 def needed_assets(config: RunConfig) -> list[str]:
-    """Returns the assets that a configuration names."""
+    """Returns the assets that a configuration needs."""
+    return assets_of(config.model.backbone, config.data.name or "")
+
+
+def assets_of(*names: str) -> list[str]:
+    """Returns the assets that backbones and data sets are made of; unknown: none."""
     from fedpeft import assets
 
-    wanted = (config.model.backbone, config.data.name)
-    return [name for name in wanted if name in assets.catalogue()]
+    return [asset for name in names for asset in assets.needed_by(name)]
 
 
 def pull_missing(names: list[str], console: Console) -> None:

@@ -3,19 +3,35 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from fedpeft import seeds
 from fedpeft.config import build
-from fedpeft.data import files, rotten_tomatoes
-from fedpeft.data.batches import Batch, Encoded, collate, encode, physical_batches
+from fedpeft.data import (
+    emoji,
+    fashion_mnist,
+    files,
+    image_folder,
+    mnist,
+    review_writing,
+    rotten_tomatoes,
+)
+from fedpeft.data.batches import (
+    Batch,
+    Encoded,
+    person_numbers,
+    physical_batches,
+)
 from fedpeft.data.by_group import ByGroup
 from fedpeft.data.dirichlet import Dirichlet
-from fedpeft.data.examples import TextExamples
+from fedpeft.data.examples import Completion, Content, Examples, digest_of
 from fedpeft.data.iid import Iid
+from fedpeft.data.images import read_image
 from fedpeft.data.partitioner import Partitioner
 from fedpeft.data.persons import all_rows, one_each, rows_by_person
 from fedpeft.data.shards import Shards
 from fedpeft.data.splits import Splits, split
-from fedpeft.errors import ConfigError
+from fedpeft.errors import ConfigError, DataError
 from fedpeft.sections import DataSection, PartitionSection
 from fedpeft.wording import nearest
 
@@ -23,20 +39,28 @@ __all__ = [
     "DATASETS",
     "PARTITIONERS",
     "Batch",
+    "Completion",
+    "Content",
     "Encoded",
+    "Examples",
     "Partitioner",
     "Splits",
-    "TextExamples",
-    "collate",
-    "encode",
+    "check_classes",
+    "digest_of",
     "load",
     "partition",
+    "person_numbers",
     "physical_batches",
+    "read_image",
     "split",
 ]
 
-DATASETS: dict[str, Callable[[], TextExamples]] = {
+DATASETS: dict[str, Callable[[], Examples]] = {
+    "emoji": emoji.load,
+    "fashion-mnist": fashion_mnist.load,
+    "mnist": mnist.load,
     "rotten-tomatoes": rotten_tomatoes.load,
+    "review-writing": review_writing.load,
 }
 
 PARTITIONERS: dict[str, type[Partitioner]] = {
@@ -47,7 +71,7 @@ PARTITIONERS: dict[str, type[Partitioner]] = {
 }
 
 
-def load(section: DataSection) -> TextExamples:
+def load(section: DataSection) -> Examples:
     """Reads the data set that ``[data]`` names, or the user's own file.
 
     Raises:
@@ -60,19 +84,41 @@ def load(section: DataSection) -> TextExamples:
         raise ConfigError(
             f"[data] labels: expected each label once, got {', '.join(labels)}."
         )
-    if section.path is not None:
-        return files.read(
-            Path(section.path).expanduser(),
-            text=section.text,
-            label=section.label,
-            labels=labels,
-            group=section.group,
-            person=section.person,
+    examples = _read(section)
+    if section.max_examples is not None:
+        rng = seeds.generator(section.split_seed, "max_examples")
+        order = torch.randperm(len(examples), generator=rng)[: section.max_examples]
+        examples = examples.subset(order.sort().values.tolist())
+    return examples
+
+
+def check_classes(examples: Examples) -> None:
+    """Refuses data of which nothing can be learned, or judged.
+
+    For the data of a whole run: one client may well hold a single class.
+
+    Raises:
+        DataError: if there are classes, and all examples are of one.
+    """
+    has_classes = len(examples.label_names) > 1 and not examples.is_multi_label
+    found = examples.labels.unique()
+    if has_classes and len(found) == 1:
+        raise DataError(
+            f"Expected examples of at least two classes, all {len(examples)} are "
+            f"{examples.label_names[int(found)]!r}: bring examples of the others."
         )
-    return _load_by_name(section.name or "", section)
 
 
-def partition(examples: TextExamples, section: PartitionSection) -> list[list[int]]:
+def _read(section: DataSection) -> Examples:
+    if section.path is None:
+        return _load_by_name(section.name or "", section)
+    path = Path(section.path).expanduser()
+    if path.is_dir():
+        return image_folder.read(path, section.labels or (), section.unreadable)
+    return files.read(path, section)
+
+
+def partition(examples: Examples, section: PartitionSection) -> list[list[int]]:
     """Deals the examples to clients as ``[partition]`` says; indices a client.
 
     **Guarantees**: every index is in exactly one client, and every person too; no
@@ -92,13 +138,13 @@ def partition(examples: TextExamples, section: PartitionSection) -> list[list[in
     return [all_rows(rows, persons) for persons in clients]
 
 
-def _load_by_name(name: str, section: DataSection) -> TextExamples:
+def _load_by_name(name: str, section: DataSection) -> Examples:
     if name not in DATASETS:
         raise ConfigError(
             f"[data] name: no data set {name!r}{nearest(name, DATASETS)} A file of "
             "yours goes by path."
         )
-    for key in ("text", "label", "group"):
+    for key in ("text", "label", "group", "prompt", "completion", "multi_label"):
         if getattr(section, key) != DataSection.model_fields[key].default:
             raise ConfigError(
                 f"[data] {key}: describes a file given by path, but the data set is "

@@ -1,41 +1,37 @@
-"""From texts to padded batches, with as little padding as can be."""
+"""From encoded examples to batches, with as little padding as can be."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
-from fedpeft.data.examples import TextExamples, indices_by
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from fedpeft.data.examples import indices_by
 
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """Tokenised examples, not padded.
+    """Examples as a task's model takes them, not yet padded.
 
     Attributes:
-        input_ids: token ids of each example, each of shape ``(length,)``, int64.
-        labels: shape ``(num_examples,)``, int64.
+        inputs: token ids of each example, of shape ``(length,)``, int64; or its pixels,
+            uint8 of shape ``(height, width)`` or ``(height, width, 3)``.
+        labels: what the task learns, one row an example, int64.
         persons: a number for whose record each example is, shape ``(num_examples,)``,
             int64; or None if that is not known.
     """
 
-    input_ids: list[torch.Tensor]
+    inputs: list[torch.Tensor]
     labels: torch.Tensor
     persons: torch.Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.input_ids)
+        return len(self.inputs)
 
     def subset(self, indices: Sequence[int]) -> "Encoded":
         """Returns the examples at `indices`, in that order."""
         chosen = torch.tensor(indices, dtype=torch.int64)
         return Encoded(
-            input_ids=[self.input_ids[i] for i in indices],
+            inputs=[self.inputs[i] for i in indices],
             labels=self.labels[chosen],
             persons=None if self.persons is None else self.persons[chosen],
         )
@@ -65,64 +61,25 @@ class Batch:
     """What goes through the model at once.
 
     Attributes:
-        input_ids: shape ``(batch, seq)``, int64, padded at the end.
-        attention_mask: shape ``(batch, seq)``, int64; 1 for a token, 0 for padding.
-        labels: shape ``(batch,)``, int64.
+        inputs: what the backbone's ``forward`` takes, by name, the examples first.
+        labels: what the task learns, the examples first.
     """
 
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
+    inputs: dict[str, torch.Tensor]
     labels: torch.Tensor
 
     def to(self, device: torch.device | str) -> "Batch":
         """Returns the batch on `device`."""
-        return Batch(
-            self.input_ids.to(device),
-            self.attention_mask.to(device),
-            self.labels.to(device),
-        )
+        inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
+        return Batch(inputs, self.labels.to(device))
 
 
-def encode(
-    examples: TextExamples, tokenizer: "PreTrainedTokenizerBase", max_length: int
-) -> Encoded:
-    """Tokenises all examples in one call: at most `max_length` tokens, no padding."""
-    persons = None if examples.persons is None else _numbers(examples.persons)
-    if not len(examples):
-        return Encoded([], examples.labels, persons)
-    encoding = tokenizer(
-        list(examples.texts),
-        truncation=True,
-        max_length=max_length,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-    )
-    input_ids = [torch.tensor(ids) for ids in encoding["input_ids"]]
-    return Encoded(input_ids, examples.labels, persons)
-
-
-def _numbers(names: Sequence[str]) -> torch.Tensor:
+def person_numbers(names: Sequence[str] | None) -> torch.Tensor | None:
     """Returns one number a name, from 0 as they appear, shape ``(len(names),)``."""
+    if names is None:
+        return None
     number = {name: i for i, name in enumerate(dict.fromkeys(names))}
     return torch.tensor([number[name] for name in names], dtype=torch.int64)
-
-
-def collate(encoded: Encoded, indices: Sequence[int], pad_token_id: int) -> Batch:
-    """Pads the examples at `indices` to the longest of them.
-
-    Raises:
-        ValueError: if there are no indices.
-    """
-    if not indices:
-        raise ValueError("Expected at least one example to collate, got none.")
-    chosen = encoded.subset(indices)
-    lengths = torch.tensor([len(ids) for ids in chosen.input_ids])
-    input_ids = pad_sequence(
-        chosen.input_ids, batch_first=True, padding_value=pad_token_id
-    )
-    # From the lengths: a pad token that stands in the text itself stays visible.
-    mask = torch.arange(input_ids.shape[1]) < lengths[:, None]
-    return Batch(input_ids, mask.to(torch.int64), chosen.labels)
 
 
 def physical_batches(
@@ -170,4 +127,4 @@ def physical_batches(
 
 
 def _length(encoded: Encoded, unit: list[int]) -> int:
-    return max(len(encoded.input_ids[index]) for index in unit)
+    return max(len(encoded.inputs[index]) for index in unit)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fedpeft.data.examples import TextExamples
+from fedpeft.data.examples import Examples
 from fedpeft.data.partitioner import Partitioner, check_num_clients
 from fedpeft.errors import ConfigError
 
@@ -22,7 +22,7 @@ class ByGroup(Partitioner):
     """
 
     def partition(
-        self, examples: TextExamples, num_clients: int, rng: torch.Generator
+        self, examples: Examples, num_clients: int, rng: torch.Generator
     ) -> list[list[int]]:
         """See :meth:`Partitioner.partition`.
 

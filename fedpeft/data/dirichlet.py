@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fedpeft.data.examples import TextExamples
+from fedpeft.data.examples import Examples
 from fedpeft.data.partitioner import Partitioner, check_num_clients
 from fedpeft.data.persons import noun
 
@@ -36,7 +36,7 @@ class Dirichlet(Partitioner):
             )
 
     def partition(
-        self, examples: TextExamples, num_clients: int, rng: torch.Generator
+        self, examples: Examples, num_clients: int, rng: torch.Generator
     ) -> list[list[int]]:
         """See :meth:`Partitioner.partition`."""
         check_num_clients(

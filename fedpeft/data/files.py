@@ -7,13 +7,15 @@ from pathlib import Path
 
 import torch
 
-from fedpeft.data.examples import TextExamples
+from fedpeft.data.examples import Completion, Content, Examples
 from fedpeft.data.rows import READERS, missing
 from fedpeft.errors import DataError
+from fedpeft.sections import DataSection
 
 # A float has too few digits to tell long numbers of persons apart.
 _NUMBERS: dict[str, tuple[type, ...]] = {
     "text": (),
+    "completion": (),
     "label": (int, float),
     "group": (int, float),
     "person": (int,),
@@ -22,16 +24,8 @@ _NUMBERS: dict[str, tuple[type, ...]] = {
 _WORDS_FOR_NOTHING = frozenset({"na", "n/a", "nan", "none", "null"})
 
 
-def read(
-    path: Path,
-    *,
-    text: str,
-    label: str,
-    labels: Sequence[str],
-    group: str | None,
-    person: str | None,
-) -> TextExamples:
-    """Reads labelled texts.
+def read(path: Path, section: DataSection) -> Examples:
+    """Reads labelled texts, or prompts with their completions.
 
     Labels and groups may be numbers; they are compared as they are written, so a
     declared ``"1"`` is the number 1 but not 1.0.
@@ -42,11 +36,7 @@ def read(
 
     Args:
         path: a file that ends in .csv, .jsonl or .parquet; csv and jsonl in UTF-8.
-        text: the column of the texts.
-        label: the column of the labels.
-        labels: the labels that may occur, in the order of their numbers.
-        group: the column of the groups, or None.
-        person: the column that says whose record a row is, or None.
+        section: names the columns and declares the labels.
 
     Raises:
         DataError: for a file that cannot be read, a missing column, an empty value or
@@ -57,28 +47,57 @@ def read(
             f"{path}: expected a file that ends in {', '.join(READERS)}, got "
             f"{path.suffix or 'no ending'!r}; convert or rename the file."
         )
-    wanted = {"text": text, "label": label, "group": group, "person": person}
+    wanted = {"text": section.text, "group": section.group, "person": section.person}
+    if section.completion is not None:
+        wanted |= {"text": section.prompt, "completion": section.completion}
     columns = {key: column for key, column in wanted.items() if column is not None}
-    numbers = {name: number for number, name in enumerate(labels)}
+    has_labels = section.completion is None
+    label_column = {"label": section.label} if has_labels else {}
     values: dict[str, list[str]] = {key: [] for key in columns}
-    for place, row in READERS[path.suffix.lower()](path, columns):
+    labels: list[int | list[int]] = []
+    for place, row in READERS[path.suffix.lower()](path, columns | label_column):
         for key, column in columns.items():
             values[key].append(_value(f"{path}, {place}", row, key, column))
-        if values["label"][-1] not in numbers:
-            raise DataError(
-                f"{path}, {place}: expected a label among "
-                f"{', '.join(map(repr, numbers))}, got {values['label'][-1]!r}; "
-                "correct the row or declare it in [data] labels."
-            )
-    if not values["text"]:
+        labels.append(_label(f"{path}, {place}", row, section) if has_labels else 0)
+    if not labels:
         raise DataError(f"{path}: expected at least one row, got none.")
-    return TextExamples(
-        texts=tuple(values["text"]),
-        labels=torch.tensor([numbers[name] for name in values["label"]]),
-        groups=tuple(values["group"]) if group is not None else None,
-        label_names=tuple(labels),
-        persons=tuple(values["person"]) if person is not None else None,
+    contents: tuple[Content, ...] = tuple(values["text"])
+    if section.completion is not None:
+        pairs = zip(values["text"], values["completion"], strict=True)
+        contents = tuple(Completion(*pair) for pair in pairs)
+    return Examples(
+        contents=contents,
+        labels=torch.tensor(labels),
+        groups=tuple(values["group"]) if section.group is not None else None,
+        label_names=section.labels or ("",),
+        persons=tuple(values["person"]) if section.person is not None else None,
     )
+
+
+def _label(
+    place: str, row: Mapping[str, object], section: DataSection
+) -> int | list[int]:
+    """Returns a label's number; of several labels 0 or 1 for each class."""
+    declared = section.labels or ()
+    if not section.multi_label:
+        return _number(place, _value(place, row, "label", section.label), declared)
+    if section.label not in row:
+        raise missing(place, "label", section.label, row)
+    cell = row[section.label]
+    if not isinstance(cell, list):
+        cell = str(cell or "").split(section.label_separator)
+    stripped = [str(name).strip() for name in cell]
+    chosen = {_number(place, name, declared) for name in stripped if name}
+    return [int(number in chosen) for number in range(len(declared))]
+
+
+def _number(place: str, name: str, declared: Sequence[str]) -> int:
+    if name not in declared:
+        raise DataError(
+            f"{place}: expected a label among {', '.join(map(repr, declared))}, got "
+            f"{name!r}; correct the row or declare it in [data] labels."
+        )
+    return declared.index(name)
 
 
 def _value(place: str, row: Mapping[str, object], key: str, column: str) -> str:

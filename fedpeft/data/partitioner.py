@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 
 import torch
 
-from fedpeft.data.examples import TextExamples
+from fedpeft.data.examples import Examples
 from fedpeft.errors import ConfigError
 
 
@@ -18,7 +18,7 @@ class Partitioner(ABC):
 
     @abstractmethod
     def partition(
-        self, examples: TextExamples, num_clients: int, rng: torch.Generator
+        self, examples: Examples, num_clients: int, rng: torch.Generator
     ) -> list[list[int]]:
         """Returns each client's indices, ascending.
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable
 
-from fedpeft.data.examples import TextExamples, indices_by
+from fedpeft.data.examples import Examples, indices_by
 
 
-def rows_by_person(examples: TextExamples) -> list[list[int]]:
+def rows_by_person(examples: Examples) -> list[list[int]]:
     """Returns each person's indices, ascending; persons as they appear.
 
     Where it is not known whose the examples are, each is taken for a person of its own.
@@ -15,7 +15,7 @@ def rows_by_person(examples: TextExamples) -> list[list[int]]:
     return list(indices_by(examples.persons).values())
 
 
-def one_each(examples: TextExamples, rows: Iterable[list[int]]) -> TextExamples:
+def one_each(examples: Examples, rows: Iterable[list[int]]) -> Examples:
     """Returns one example a person, the first, which stands for all of that person's.
 
     Its label and its group are taken for the person's.
@@ -36,6 +36,6 @@ def all_rows(rows: list[list[int]], persons: Iterable[int]) -> list[int]:
     return sorted(index for person in persons for index in rows[person])
 
 
-def noun(examples: TextExamples) -> str:
+def noun(examples: Examples) -> str:
     """Says what one example of each stands for: ``persons``, or ``examples``."""
     return "examples" if examples.persons is None else "persons"

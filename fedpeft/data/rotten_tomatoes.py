@@ -10,12 +10,12 @@ import csv
 import torch
 
 from fedpeft import assets
-from fedpeft.data.examples import TextExamples
+from fedpeft.data.examples import Examples
 
 LABELS = ("rotten", "fresh")
 
 
-def load() -> TextExamples:
+def load() -> Examples:
     """Reads the asset ``rotten-tomatoes``; film synopses and empty texts are dropped.
 
     Raises:
@@ -28,8 +28,8 @@ def load() -> TextExamples:
             for row in csv.DictReader(file)
             if row["category"] != "plot" and row["text"].strip()
         ]
-    return TextExamples(
-        texts=tuple(row["text"] for row in rows),
+    return Examples(
+        contents=tuple(row["text"] for row in rows),
         labels=torch.tensor([LABELS.index(row["category"]) for row in rows]),
         groups=tuple(row["movie_name"] for row in rows),
         label_names=LABELS,

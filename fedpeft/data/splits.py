@@ -7,7 +7,7 @@ from itertools import chain
 import torch
 
 from fedpeft import seeds
-from fedpeft.data.examples import TextExamples
+from fedpeft.data.examples import Examples
 from fedpeft.data.persons import all_rows, noun, one_each, rows_by_person
 from fedpeft.errors import DataError
 from fedpeft.sections import DataSection
@@ -23,12 +23,12 @@ class Splits:
         test: for the figure that is reported.
     """
 
-    train: TextExamples
-    validation: TextExamples
-    test: TextExamples
+    train: Examples
+    validation: Examples
+    test: Examples
 
 
-def split(examples: TextExamples, section: DataSection) -> Splits:
+def split(examples: Examples, section: DataSection) -> Splits:
     """Splits by group where there are groups, else by person, else by example.
 
     **Guarantees**: every example is in exactly one split, and every person too; every
@@ -69,7 +69,7 @@ def split(examples: TextExamples, section: DataSection) -> Splits:
                 "change the fractions in [data]."
             )
 
-    def gather(part: list[list[int]]) -> TextExamples:
+    def gather(part: list[list[int]]) -> Examples:
         return examples.subset(all_rows(rows, chain.from_iterable(part)))
 
     return Splits(train=gather(rest), validation=gather(validation), test=gather(test))

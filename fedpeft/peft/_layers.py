@@ -3,7 +3,9 @@
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
 
 
@@ -57,6 +59,15 @@ _VIT = Roles(
     "attention.o_proj",
     "mlp.fc2",
 )
+_DINOV2 = Roles(
+    "encoder.layer",
+    "attention",
+    "attention.q_proj",
+    "attention.k_proj",
+    "attention.v_proj",
+    "attention.o_proj",
+    "mlp.fc2",
+)
 _LLAMA = Roles(
     "layers",
     "self_attn",
@@ -72,6 +83,7 @@ ROLES: dict[str, Roles] = {
     "xlm-roberta": _BERT,
     "distilbert": _DISTILBERT,
     "vit": _VIT,
+    "dinov2": _DINOV2,
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
@@ -123,6 +135,23 @@ def linear_at(layer: nn.Module, path: str) -> nn.Linear:
     return linear
 
 
+def default_targets(backbone: nn.Module) -> tuple[str, ...]:
+    """Returns the ends of the names of query and value.
+
+    For an architecture that only the `peft` library knows, its choice for LoRA.
+
+    Raises:
+        ValueError: for an architecture that is unknown there, too.
+    """
+    kind = model_type(backbone)
+    if kind not in ROLES:
+        theirs = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(kind)
+        if isinstance(theirs, list):
+            return tuple(theirs)
+    roles = roles_of(backbone, "set target_modules")
+    return roles.query, roles.value
+
+
 def freeze(backbone: nn.Module) -> None:
     """Stops every parameter from training."""
     for parameter in backbone.parameters():
@@ -171,9 +200,25 @@ def names_ending(
     if not names:
         raise ValueError(
             f"Expected target_modules that end the name of a layer, got "
-            f"{', '.join(ends)}: there is none such."
+            f"{', '.join(ends)}: there is none such; the linear ones end in "
+            f"{', '.join(_ends_of_linear(backbone, ends[0]))}."
         )
     return names
+
+
+def _ends_of_linear(backbone: nn.Module, wanted: str) -> list[str]:
+    """Returns the last parts of the linear layers' names, the nearest first."""
+    linear = [
+        n for n, module in backbone.named_modules() if isinstance(module, nn.Linear)
+    ]
+    ends = dict.fromkeys(name.rpartition(".")[2] for name in linear)
+    likeness = SequenceMatcher(b=wanted.rpartition(".")[2])
+
+    def unlikeness(end: str) -> float:
+        likeness.set_seq1(end)
+        return -likeness.ratio()
+
+    return sorted(ends, key=unlikeness)
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -217,3 +262,15 @@ def check_positive(**values: int) -> None:
     for name, value in values.items():
         if value < 1:
             raise ValueError(f"Expected {name} >= 1, got {value}.")
+
+
+def check_above_zero(**values: float | None) -> None:
+    """Refuses a scale that is not positive; None stands for a default.
+
+    >>> check_above_zero(scale=0.0)
+    Traceback (most recent call last):
+    ValueError: Expected scale > 0, got 0.0.
+    """
+    for name, value in values.items():
+        if value is not None and not value > 0:
+            raise ValueError(f"Expected {name} > 0, got {value}.")

@@ -50,3 +50,6 @@ class Bias(PeftMethod):
                 "Expected a backbone with biases, got one without: choose film or ssf."
             )
         return operations
+
+    def merge(self, backbone: nn.Module) -> None:
+        """Has nothing to do: what it trains is the backbone's own."""

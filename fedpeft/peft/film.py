@@ -51,3 +51,6 @@ class Film(PeftMethod):
                 "or lora."
             )
         return operations
+
+    def merge(self, backbone: nn.Module) -> None:
+        """Has nothing to do: what it trains is the backbone's own."""

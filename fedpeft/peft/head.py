@@ -16,3 +16,6 @@ class Head(PeftMethod):
         """Freezes the backbone."""
         freeze(backbone)
         return []
+
+    def merge(self, backbone: nn.Module) -> None:
+        """Has nothing to do: it changes nothing of the backbone."""

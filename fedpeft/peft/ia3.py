@@ -1,10 +1,13 @@
 """Scaling a few activations of every layer."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
+from peft import IA3Config
 from torch import nn
 
-from fedpeft.interfaces import Operation, PeftMethod
+from fedpeft.interfaces import Operation, PeftAdapter, PeftMethod
 from fedpeft.peft._layers import (
     check_depth,
     check_first_layer,
@@ -13,7 +16,8 @@ from fedpeft.peft._layers import (
     linear_at,
     roles_of,
 )
-from fedpeft.peft.ssf import ScaleShift
+from fedpeft.peft.library import library_adapter
+from fedpeft.peft.ssf import ScaleShift, fold
 
 
 @dataclass(frozen=True)
@@ -54,3 +58,39 @@ class IA3(PeftMethod):
             layer.set_submodule(roles.feed_forward_output, scaled)
             operations.append(scale.operation)
         return operations
+
+    def merge(self, backbone: nn.Module) -> None:
+        """Folds the scales into the rows and columns of the weights."""
+        for name, linear, added, is_inner in list(_scaled(backbone)):
+            if is_inner:
+                with torch.no_grad():
+                    linear.weight.mul_(added.scale.to(linear.weight.dtype))
+            else:
+                fold(linear, added)
+            backbone.set_submodule(name, linear)
+
+    def to_peft(self, backbone: nn.Module) -> PeftAdapter:
+        """Returns the library's IA3, which computes the same."""
+        scaled = list(_scaled(backbone))
+        tensors = {
+            f"{name}.ia3_l": added.scale.unsqueeze(0 if is_inner else 1)
+            for name, _, added, is_inner in scaled
+        }
+        config = IA3Config(
+            target_modules=[name for name, *_ in scaled],
+            feedforward_modules=[name for name, *_, is_inner in scaled if is_inner],
+        )
+        return library_adapter(config, tensors)
+
+
+def _scaled(
+    backbone: nn.Module,
+) -> Iterator[tuple[str, nn.Linear, ScaleShift, bool]]:
+    """Yields name, layer and scale, and whether the scale comes first."""
+    for name, module in backbone.named_modules():
+        if isinstance(module, nn.Sequential) and len(module) == 2:
+            first, second = module
+            if isinstance(first, nn.Linear) and isinstance(second, ScaleShift):
+                yield name, first, second, False
+            if isinstance(first, ScaleShift) and isinstance(second, nn.Linear):
+                yield name, second, first, True

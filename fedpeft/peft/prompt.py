@@ -1,6 +1,7 @@
 """Prompt tuning, for texts and for images."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -8,10 +9,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from fedpeft.interfaces import Operation, PeftMethod
-from fedpeft.peft._layers import check_positive, freeze, model_type
+from fedpeft.peft._layers import (
+    check_positive,
+    freeze,
+    layers_from,
+    model_type,
+    roles_of,
+)
 from fedpeft.peft._tokens import VirtualTokens
 
-_IMAGE_TYPES = ("vit",)
+_IMAGE_TYPES = ("vit", "dinov2")
 _PADDED_WITH = {"attention_mask": 1, "token_type_ids": 0}
 
 
@@ -25,16 +32,19 @@ class Prompt(PeftMethod):
 
     Attributes:
         length: the number of virtual tokens.
+        deep: in front of every layer but the first, other virtual tokens take the place
+            of what the layer below made of its own (VPT-deep).
 
     Source: Lester et al. (2021), The Power of Scale for Parameter-Efficient Prompt
     Tuning, section 2; the start from random rows of the embedding table is its "sampled
     vocabulary". For images: Jia et al. (2022), Visual Prompt Tuning, section 3.2,
-    VPT-shallow.
+    VPT-shallow and VPT-deep.
     """
 
     is_identity_at_start: ClassVar[bool] = False
 
     length: int = 16
+    deep: bool = False
 
     def __post_init__(self) -> None:
         check_positive(length=self.length)
@@ -46,9 +56,15 @@ class Prompt(PeftMethod):
             ValueError: for a backbone that is neither a ViT nor has a token embedding.
         """
         freeze(backbone)
-        if model_type(backbone) in _IMAGE_TYPES:
-            return [_attach_to_image_model(backbone, self.length)]
-        return [_attach_to_text_model(backbone, self.length)]
+        is_image_model = model_type(backbone) in _IMAGE_TYPES
+        attach = _attach_to_image_model if is_image_model else _attach_to_text_model
+        operations = [attach(backbone, self.length)]
+        if self.deep:
+            roles = roles_of(backbone, "set deep = false")
+            for _, layer in layers_from(backbone, roles, first_layer=1):
+                operation = _attach_to_layer(layer, self.length, int(is_image_model))
+                operations.append(operation)
+        return operations
 
 
 # The hooks below are handed the module they hang on and take the prompt from it: a copy
@@ -63,6 +79,26 @@ def _attach_to_text_model(backbone: nn.Module, length: int) -> Operation:
     backbone.register_forward_pre_hook(_prepend_to_text, with_kwargs=True)
     backbone.register_forward_hook(_cut_from_text)
     return prompt.operation
+
+
+def _attach_to_layer(layer: nn.Module, length: int, at: int) -> Operation:
+    like = next(layer.parameters())
+    width = next(m for m in layer.modules() if isinstance(m, nn.Linear)).in_features
+    start = 0.02 * torch.randn(length, width)
+    layer.prompt = prompt = VirtualTokens(start.to(like))
+    layer.register_forward_pre_hook(partial(_replace, at), with_kwargs=True)
+    return prompt.operation
+
+
+def _replace(
+    at: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Puts the layer's own prompt where the prompt below came out."""
+    hidden, *others = args
+    prompt: torch.Tensor = layer.get_submodule("prompt")(hidden.shape[0])
+    rest = hidden[:, at + prompt.shape[1] :]
+    together = torch.cat((hidden[:, :at], prompt.to(hidden.dtype), rest), 1)
+    return (together, *others), kwargs
 
 
 def embedding_of(backbone: nn.Module) -> nn.Embedding:

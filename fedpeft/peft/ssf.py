@@ -67,13 +67,46 @@ class SSF(PeftMethod):
         check_depth(self.first_layer, backbone)
         operations = []
         for name, module in modules_from(backbone, self.first_layer, is_linear_or_norm):
-            added = ScaleShift(_features(module))
+            added = ScaleShift(features_of(module))
             backbone.set_submodule(name, nn.Sequential(module, added))
             operations.append(added.operation)
         return operations
 
+    def merge(self, backbone: nn.Module) -> None:
+        """Folds scales and shifts into the weights and biases before them.
 
-def _features(module: nn.Module) -> int:
+        Raises:
+            ValueError: if a layer has no bias to take its shift; nothing is changed.
+        """
+        pairs = [
+            (name, *module)
+            for name, module in backbone.named_modules()
+            if isinstance(module, nn.Sequential) and isinstance(module[-1], ScaleShift)
+        ]
+        for name, layer, _ in pairs:
+            if getattr(layer, "bias", None) is None:
+                raise ValueError(
+                    f"Expected layers with a bias to take the shifts, got {name} "
+                    f"({type(layer).__name__}) without one: export the tensors."
+                )
+        for name, layer, added in pairs:
+            fold(layer, added)
+            backbone.set_submodule(name, layer)
+
+
+@torch.no_grad()
+def fold(layer: nn.Module, added: ScaleShift) -> None:
+    """Folds what comes behind a layer into its own parameters."""
+    parameters = dict(layer.named_parameters(recurse=False))
+    for name, parameter in parameters.items():
+        scale = added.scale.to(parameter.dtype)
+        parameter.mul_(scale.unsqueeze(1) if parameter.dim() == 2 else scale)
+        if name == "bias" and added.shift is not None:
+            parameter.add_(added.shift.to(parameter.dtype))
+
+
+def features_of(module: nn.Module) -> int:
+    """Returns the size of the last dimension of what a layer gives."""
     if isinstance(module, nn.Linear):
         return module.out_features
     if isinstance(module, nn.LayerNorm | nn.RMSNorm):

@@ -4,10 +4,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft import TrainableTokensConfig
 from torch import nn
 
-from fedpeft.interfaces import Operation, PeftMethod
+from fedpeft.interfaces import Operation, PeftAdapter, PeftMethod
 from fedpeft.peft._layers import freeze
+from fedpeft.peft.library import library_adapter
 from fedpeft.peft.prompt import embedding_of
 
 
@@ -80,3 +82,27 @@ class TokenRows(PeftMethod):
         model.set_input_embeddings(wrapped)
         parameters = dict(wrapped.rows.named_parameters())
         return [Operation(wrapped.rows, "embedding", parameters)]
+
+    def merge(self, backbone: nn.Module) -> None:
+        """Adds the rows to the table.
+
+        The table gets a weight of its own: an output layer that shares it stays frozen.
+        """
+        model: Any = backbone
+        wrapped = model.get_input_embeddings()
+        weight = wrapped.table.weight.detach().clone()
+        weight[list(self.token_ids)] += wrapped.rows.weight.detach()
+        wrapped.table.weight = nn.Parameter(weight, requires_grad=False)
+        model.set_input_embeddings(wrapped.table)
+
+    def to_peft(self, backbone: nn.Module) -> PeftAdapter:
+        """Returns the library's trainable tokens, which hold the rows as they are."""
+        model: Any = backbone
+        wrapped = model.get_input_embeddings()
+        name = next(n for n, module in backbone.named_modules() if module is wrapped)
+        ids = list(self.token_ids)
+        rows = wrapped.table.weight.detach()[ids] + wrapped.rows.weight.detach()
+        config = TrainableTokensConfig(target_modules=[name], token_indices=ids)
+        return library_adapter(
+            config, {f"{name}.trainable_tokens_delta": rows.cpu().clone()}
+        )

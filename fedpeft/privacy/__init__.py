@@ -16,6 +16,7 @@ from fedpeft.privacy.ledger import (
     open_ledger,
 )
 from fedpeft.privacy.noise_ahead import noise_ahead
+from fedpeft.privacy.outbox import Memory, read_memory
 from fedpeft.privacy.per_sample import GradientSource
 from fedpeft.privacy.plan import Plan, make_plan
 from fedpeft.privacy.randomness import (
@@ -46,6 +47,7 @@ __all__ = [
     "DpSgd",
     "GradientSource",
     "Ledger",
+    "Memory",
     "NonPrivate",
     "Plan",
     "PrivateMean",
@@ -65,6 +67,7 @@ __all__ = [
     "open_ledger",
     "open_release",
     "poisson_batch",
+    "read_memory",
     "sample",
     "verify",
 ]

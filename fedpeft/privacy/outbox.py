@@ -1,12 +1,12 @@
 """The outbox: answers that are final before anyone hears of them.
 
-One file an answer, written whole or not at all: the payload's bytes, the error-feedback
-memory that goes with them, and the ledger entry that will charge them. It is on disk
-before the entry is, and the entry before anything is sent.
+One file an answer, written whole or not at all: the payload's bytes, the memory that
+goes with them, and the ledger entry that will charge them. It is on disk before the
+entry is, and the entry before anything is sent.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,18 +21,35 @@ from fedpeft.tensors import Tensors, with_prefix, without_prefix
 
 
 @dataclass(frozen=True)
+class Memory:
+    """What a client carries from one answer of a run to the next; it never leaves.
+
+    Attributes:
+        residual: what compression lost of the updates so far, for error feedback.
+        local: the trained tensors that stay at the client.
+    """
+
+    residual: Tensors = field(default_factory=dict)
+    local: Tensors = field(default_factory=dict)
+
+
+NOTHING = Memory()
+"""Before a run's first answer."""
+
+
+@dataclass(frozen=True)
 class Record:
     """One answer.
 
     Attributes:
         entry: sealed; names run, round and request.
         payload: the bytes to send, now and whenever asked again.
-        residual: the error-feedback memory after this answer; empty without any.
+        memory: the client's, after this answer.
     """
 
     entry: Entry
     payload: bytes
-    residual: Tensors
+    memory: Memory
 
 
 class Outbox:
@@ -44,7 +61,11 @@ class Outbox:
     def put(self, record: Record) -> None:
         """Writes a record durably."""
         payload = torch.from_numpy(np.frombuffer(record.payload, np.uint8).copy())
-        tensors = {"payload": payload, **with_prefix("residual", record.residual)}
+        tensors = {
+            "payload": payload,
+            **with_prefix("residual", record.memory.residual),
+            **with_prefix("local", record.memory.local),
+        }
         data = save(tensors, metadata={"entry": record.entry.to_json()})
         write_atomically(self._path(record.entry.run, record.entry.round), data)
 
@@ -65,7 +86,7 @@ class Outbox:
     def discard(self, run: str, until_round: int) -> None:
         """Deletes a run's answers up to a round, but never its newest.
 
-        The newest holds the error-feedback memory.
+        The newest holds the client's memory.
         """
         for path in self._paths(run)[:-1]:
             if int(path.stem.rpartition("-")[2]) <= until_round:
@@ -121,6 +142,16 @@ def unrecorded(ledger: Ledger, records: list[Record]) -> list[Record]:
     return missing
 
 
+def read_memory(state: Path, data_source: str, run: str) -> Memory:
+    """Returns a client's memory of a run, and changes nothing: for a simulation.
+
+    Raises:
+        LedgerError: if the newest answer is damaged.
+    """
+    record = Outbox(state, data_source).newest(run)
+    return record.memory if record else NOTHING
+
+
 def _read(path: Path) -> Record:
     try:
         with safe_open(path, framework="pt") as file:
@@ -131,4 +162,7 @@ def _read(path: Path) -> Record:
             raise ValueError("its payload is not the one that was charged")
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise LedgerError(f"The outbox record {path} is damaged: {error}.") from None
-    return Record(entry, payload, without_prefix("residual", tensors))
+    memory = Memory(
+        without_prefix("residual", tensors), without_prefix("local", tensors)
+    )
+    return Record(entry, payload, memory)

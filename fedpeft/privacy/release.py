@@ -26,10 +26,9 @@ from fedpeft.privacy.ledger import (
     locked,
     open_ledger,
 )
-from fedpeft.privacy.outbox import Outbox, Record, unrecorded
+from fedpeft.privacy.outbox import NOTHING, Memory, Outbox, Record, unrecorded
 from fedpeft.privacy.plan import Plan
 from fedpeft.privacy.randomness import Randomness
-from fedpeft.tensors import Tensors
 
 ENROLLED = b"enrolled"
 """What a client answers when it has joined a run."""
@@ -98,8 +97,8 @@ def open_release(
 class Release:
     """One data source, open for one request; see :func:`open_release`.
 
-    **Guarantees**: what :meth:`commit` returns is on disk together with the next
-    error-feedback memory, and charged, before it can be sent. (That the payload was
+    **Guarantees**: what :meth:`commit` returns is on disk together with the
+    client's next memory, and charged, before it can be sent. (That the payload was
     made from these batches and this noise is the caller's part: here calls are
     counted.) A release past the plan's cap, or past the budget counted over all runs in
     the ledger, is refused before any data are read. The batches are Poisson at the
@@ -219,12 +218,12 @@ class Release:
             return SEEDED
         return "gaussian" if self._plan.is_dp_sgd else TRUSTED_SERVER
 
-    def residual(self, run: str) -> Tensors:
-        """Returns the error-feedback memory of a run; empty before its first answer."""
+    def memory(self, run: str) -> Memory:
+        """Returns the client's memory of a run; empty before its first answer."""
         record = self._outbox.newest(run)
-        return record.residual if record else {}
+        return record.memory if record else NOTHING
 
-    def commit(self, question: Question, payload: bytes, residual: Tensors) -> Answer:
+    def commit(self, question: Question, payload: bytes, memory: Memory) -> Answer:
         """Makes an answer final: outbox, then ledger, each on disk before the next.
 
         Raises:
@@ -236,7 +235,7 @@ class Release:
             self._entry(question),
             payload_hash=hashlib.sha256(payload).hexdigest(),
         ).sealed(self._ledger.head)
-        self._outbox.put(Record(entry, payload, residual))
+        self._outbox.put(Record(entry, payload, memory))
         self._ledger.append(entry)
         return self._answer(payload)
 
@@ -248,8 +247,7 @@ class Release:
         """
         if self.draws.has_begun:
             entry = self._entry(question).sealed(self._ledger.head)
-            residual = self.residual(question.run)
-            self._outbox.put(Record(entry, b"", residual))
+            self._outbox.put(Record(entry, b"", self.memory(question.run)))
             self._ledger.append(entry)
 
     def discard(self, run: str, until_round: int) -> None:

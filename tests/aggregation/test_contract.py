@@ -34,6 +34,7 @@ OPTIMIZERS: list[tuple[str, dict[str, object]]] = [
     ("sgd", {"learning_rate": 0.5}),
     ("momentum", {}),
     ("adam", {"learning_rate": 0.1}),
+    ("rank_allocation", {"target_rank": 1, "warmup_rounds": 3, "final_round": 9}),
 ]
 
 RULE = [AGGREGATORS[name](**options) for name, options in RULES]
@@ -49,6 +50,8 @@ def random_tensors(seed: int) -> Tensors:
     rng = generator(seed, "update")
     return {
         "layer.0.lora_B": torch.randn(4, 2, generator=rng),
+        "layer.0.lora_A": torch.randn(2, 3, generator=rng),
+        "layer.0.lora_E": torch.randn(2, 1, generator=rng),
         "head.bias": torch.randn(3, generator=rng),
         "scalar": torch.randn((), generator=rng),
         "nothing": torch.zeros(0),

@@ -100,7 +100,7 @@ def test_a_share_is_what_the_simulated_client_holds(small_reviews: Path) -> None
     source = list(everyone.parts)[2]
     assert list(share.parts) == [source]
     part = everyone.examples.subset(everyone.parts[source])
-    assert share.examples.texts == part.texts
+    assert share.examples.contents == part.contents
     assert torch.equal(share.examples.labels, part.labels)
     with pytest.raises(ConfigError, match="expected a part below"):
         read_records(config, OwnDataSection(share=4))

@@ -1,21 +1,18 @@
-import dataclasses
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
 
-from fedpeft.data import Encoded, TextExamples, collate, encode, physical_batches
+from fedpeft.data import Encoded, physical_batches
 
 
 def make(*lengths: int, persons: list[int] | None = None) -> Encoded:
     """Example i has the token i + 1, `length` times, and the label i."""
-    input_ids = [torch.full((length,), i + 1) for i, length in enumerate(lengths)]
+    inputs = [torch.full((length,), i + 1) for i, length in enumerate(lengths)]
     numbers = None if persons is None else torch.tensor(persons)
-    return Encoded(input_ids, torch.arange(len(lengths)), numbers)
+    return Encoded(inputs, torch.arange(len(lengths)), numbers)
 
 
 @st.composite
@@ -30,29 +27,6 @@ def batches(draw: st.DrawFn) -> tuple[Encoded, list[list[int]], int]:
         units.append(rest[:size])
         rest = rest[size:]
     return make(*lengths), units, max_size
-
-
-def test_collate_pads_to_the_longest_of_the_batch() -> None:
-    batch = collate(make(1, 9, 3), [2, 0], pad_token_id=7)
-    assert batch.input_ids.tolist() == [[3, 3, 3], [1, 7, 7]]
-    assert batch.attention_mask.tolist() == [[1, 1, 1], [1, 0, 0]]
-    assert batch.labels.tolist() == [2, 0]
-    assert {t.dtype for t in vars(batch).values()} == {torch.int64}
-
-
-def test_pad_token_within_a_text_is_not_masked() -> None:
-    batch = collate(make(1, 2), [0, 1], pad_token_id=2)
-    assert batch.attention_mask.tolist() == [[1, 0], [1, 1]]
-
-
-def test_batch_moves_as_a_whole() -> None:
-    moved = collate(make(1), [0], pad_token_id=0).to("meta")
-    assert {t.device.type for t in vars(moved).values()} == {"meta"}
-
-
-def test_nothing_to_collate_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least one example"):
-        collate(make(1), [], pad_token_id=0)
 
 
 def test_units_are_examples_or_persons_as_they_appear() -> None:
@@ -76,7 +50,7 @@ def test_chunks_hold_every_unit_once_and_whole_from_long_to_short(
     encoded, units, max_size = batch
     chunks = physical_batches(encoded, units, max_size)
     order = [unit for chunk in chunks for unit in chunk]
-    longest = [max(len(encoded.input_ids[i]) for i in unit) for unit in units]
+    longest = [max(len(encoded.inputs[i]) for i in unit) for unit in units]
     expected = sorted(range(len(units)), key=lambda u: (-longest[u], u))
     assert order == [units[u] for u in expected]
     assert all(1 <= sum(map(len, chunk)) <= max_size for chunk in chunks)
@@ -109,27 +83,3 @@ def test_chunks_of_no_size_are_refused() -> None:
 def test_a_unit_that_is_empty_or_fits_no_chunk_is_refused(unit: list[int]) -> None:
     with pytest.raises(ValueError, match=f"1 to 2 examples, got one of {len(unit)}"):
         physical_batches(make(1, 1, 1), [[1], unit], max_size=2)
-
-
-def test_real_tokenizer_cuts_and_does_not_pad(minilm: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(minilm)
-    assert tokenizer.is_fast
-    examples = TextExamples(
-        texts=("A film.", "good " * 50),
-        labels=torch.tensor([1, 0]),
-        groups=None,
-        label_names=("rotten", "fresh"),
-        persons=("zoe", "ada"),
-    )
-    encoded = encode(examples, tokenizer, max_length=16)
-    assert len(encoded) == 2
-    assert encoded.input_ids[0].tolist() == [101, 1037, 2143, 1012, 102]
-    assert len(encoded.input_ids[1]) == 16
-    assert encoded.subset([1]).labels.tolist() == [0]
-    assert encoded.persons is not None
-    assert encoded.persons.tolist() == [0, 1]
-    nothing = encode(examples.subset([]), tokenizer, max_length=16)
-    assert len(nothing) == 0
-    assert nothing.units(by_person=True) == []
-    unknown = dataclasses.replace(examples, persons=None)
-    assert encode(unknown, tokenizer, max_length=16).persons is None

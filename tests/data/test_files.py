@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fedpeft.data import TextExamples, load
+from fedpeft.data import Examples, load
 from fedpeft.errors import ConfigError, DataError
 from fedpeft.sections import DataSection
 
@@ -36,7 +36,7 @@ def write(path: Path, rows: list[dict[str, object]]) -> Path:
     return path
 
 
-def read(path: Path, **keys: object) -> TextExamples:
+def read(path: Path, **keys: object) -> Examples:
     described = {"text": "review", "label": "stars", "labels": ("1", "2")}
     return load(
         DataSection.model_validate(
@@ -60,7 +60,7 @@ def test_every_format_gives_the_same_examples(tmp_path: Path, suffix: str) -> No
     path = write(tmp_path / f"train{suffix.lower()}", ROWS)
     path = path.rename(tmp_path / f"train{suffix}")
     examples = read(path, group="site", person="guest")
-    assert examples.texts == tuple(row["review"] for row in ROWS)
+    assert examples.contents == tuple(row["review"] for row in ROWS)
     assert examples.labels.tolist() == [1, 0, 1]
     assert examples.groups == ("north", "south", "north")
     assert examples.label_names == ("1", "2")
@@ -72,7 +72,7 @@ def test_every_format_gives_the_same_examples(tmp_path: Path, suffix: str) -> No
 def test_byte_order_mark_and_empty_lines_are_no_content(tmp_path: Path) -> None:
     path = tmp_path / "train.csv"
     path.write_bytes(b"\xef\xbb\xbf\r\nreview,stars\r\n\r\nfine,1\r\n\r\n")
-    assert read(path).texts == ("fine",)
+    assert read(path).contents == ("fine",)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
@@ -148,7 +148,7 @@ def test_word_for_nothing_is_no_person(tmp_path: Path, suffix: str, word: str) -
     path = write(tmp_path / f"train{suffix}", [{**ROWS[0], "guest": word}])
     message = complaint(path, person="guest")
     assert f"expected a person in column 'guest', got {word!r}, which" in message
-    assert read(path).texts == ("good, really",)
+    assert read(path).contents == ("good, really",)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpeft import seeds
-from fedpeft.data import PARTITIONERS, Partitioner, TextExamples, partition
+from fedpeft.data import PARTITIONERS, Examples, Partitioner, partition
 from fedpeft.data.by_group import ByGroup
 from fedpeft.data.dirichlet import Dirichlet
 from fedpeft.data.iid import Iid
@@ -17,9 +17,9 @@ from fedpeft.errors import ConfigError
 from fedpeft.sections import PartitionSection
 
 
-def make(labels: list[int], groups: list[str] | None = None) -> TextExamples:
-    return TextExamples(
-        texts=tuple(f"text {i}" for i in range(len(labels))),
+def make(labels: list[int], groups: list[str] | None = None) -> Examples:
+    return Examples(
+        contents=tuple(f"text {i}" for i in range(len(labels))),
         labels=torch.tensor(labels, dtype=torch.int64),
         groups=tuple(groups) if groups is not None else None,
         label_names=("a", "b", "c"),
@@ -27,7 +27,7 @@ def make(labels: list[int], groups: list[str] | None = None) -> TextExamples:
 
 
 @st.composite
-def tasks(draw: st.DrawFn) -> tuple[TextExamples, int]:
+def tasks(draw: st.DrawFn) -> tuple[Examples, int]:
     """Draws examples of any label skew and any group sizes, enough for the clients."""
     num_clients = draw(st.integers(1, 8))
     num_examples = draw(st.integers(2 * num_clients, 60))
@@ -44,7 +44,7 @@ def tasks(draw: st.DrawFn) -> tuple[TextExamples, int]:
 @pytest.mark.parametrize("name", PARTITIONERS)
 @given(task=tasks(), seed=st.integers(0, 2**32))
 def test_every_index_lies_with_one_client_and_no_client_is_empty(
-    name: str, task: tuple[TextExamples, int], seed: int
+    name: str, task: tuple[Examples, int], seed: int
 ) -> None:
     examples, num_clients = task
     partitioner = PARTITIONERS[name]()

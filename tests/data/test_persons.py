@@ -7,17 +7,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedpeft.data import PARTITIONERS, TextExamples, partition, split
+from fedpeft.data import PARTITIONERS, Examples, partition, split
 from fedpeft.errors import ConfigError, DataError
 from fedpeft.sections import DataSection, PartitionSection
 
 
 def make(
     persons: list[str], groups: list[str] | None = None, labels: list[int] | None = None
-) -> TextExamples:
+) -> Examples:
     """Texts are the examples' numbers."""
-    return TextExamples(
-        texts=tuple(str(i) for i in range(len(persons))),
+    return Examples(
+        contents=tuple(str(i) for i in range(len(persons))),
         labels=torch.tensor(labels or [0] * len(persons)),
         groups=tuple(groups) if groups is not None else None,
         label_names=("a", "b", "c"),
@@ -34,14 +34,14 @@ def data_section(test: float, validation: float = 0.0) -> DataSection:
     )
 
 
-def holders(examples: TextExamples, clients: list[list[int]]) -> list[set[str]]:
+def holders(examples: Examples, clients: list[list[int]]) -> list[set[str]]:
     """Returns the persons each client holds."""
     assert examples.persons is not None
     return [{examples.persons[i] for i in client} for client in clients]
 
 
 @st.composite
-def tasks(draw: st.DrawFn) -> TextExamples:
+def tasks(draw: st.DrawFn) -> Examples:
     """Draws 20 to 31 persons of any number of rows, in 10 groups, some in several."""
     first = draw(st.permutations([(f"p{i}", f"g{i % 10}") for i in range(20)]))
     row = st.tuples(st.integers(0, 30), st.integers(0, 9))
@@ -55,24 +55,24 @@ def tasks(draw: st.DrawFn) -> TextExamples:
 
 @given(examples=tasks(), with_groups=st.booleans(), test=st.floats(0.3, 0.5))
 def test_no_person_is_in_two_splits(
-    examples: TextExamples, with_groups: bool, test: float
+    examples: Examples, with_groups: bool, test: float
 ) -> None:
     if not with_groups:
         examples = dataclasses.replace(examples, groups=None)
     section = data_section(test, 0.2)
     splits = split(examples, section)
     parts = [splits.train, splits.validation, splits.test]
-    texts = [text for part in parts for text in part.texts]
-    assert sorted(texts, key=int) == list(examples.texts)
+    texts = [text for part in parts for text in part.contents]
+    assert sorted(texts, key=int) == list(examples.contents)
     owned = [set(part.persons or ()) for part in parts]
     assert sum(map(len, owned)) == len(set(examples.persons or ()))
-    assert split(examples, section).test.texts == splits.test.texts
+    assert split(examples, section).test.contents == splits.test.contents
 
 
 @pytest.mark.parametrize("name", PARTITIONERS)
 @given(examples=tasks(), num_clients=st.integers(1, 8), seed=st.integers(0, 2**32))
 def test_no_person_is_at_two_clients(
-    name: str, examples: TextExamples, num_clients: int, seed: int
+    name: str, examples: Examples, num_clients: int, seed: int
 ) -> None:
     section = PartitionSection(name=name, num_clients=num_clients, seed=seed)
     clients = partition(examples, section)
@@ -92,7 +92,10 @@ def test_persons_of_one_row_are_dealt_like_examples(name: str) -> None:
     section = PartitionSection(name=name, num_clients=4)
     assert partition(persons, section) == partition(examples, section)
     sections = data_section(0.2)
-    assert split(persons, sections).test.texts == split(examples, sections).test.texts
+    assert (
+        split(persons, sections).test.contents
+        == split(examples, sections).test.contents
+    )
 
 
 def test_clients_and_fractions_count_persons() -> None:
@@ -109,7 +112,7 @@ def test_person_of_several_groups_goes_whole_with_the_first() -> None:
     clients = partition(examples, PartitionSection(name="by-group", num_clients=2))
     assert sorted(clients) == [[0, 1, 4, 5], [2, 3]]
     splits = split(examples, data_section(0.5))
-    assert sorted([splits.train.texts, splits.test.texts]) == [
+    assert sorted([splits.train.contents, splits.test.contents]) == [
         ("0", "1", "4", "5"),
         ("2", "3"),
     ]

@@ -3,14 +3,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedpeft.data import Splits, TextExamples, split
+from fedpeft.data import Examples, Splits, split
 from fedpeft.errors import DataError
 from fedpeft.sections import DataSection
 
 
-def make(groups: list[str] | None, num_examples: int) -> TextExamples:
-    return TextExamples(
-        texts=tuple(str(i) for i in range(num_examples)),
+def make(groups: list[str] | None, num_examples: int) -> Examples:
+    return Examples(
+        contents=tuple(str(i) for i in range(num_examples)),
         labels=torch.zeros(num_examples, dtype=torch.int64),
         groups=tuple(groups) if groups is not None else None,
         label_names=("a", "b"),
@@ -27,7 +27,7 @@ def section(test: float, validation: float = 0.0, seed: int = 0) -> DataSection:
     )
 
 
-def parts(splits: Splits) -> list[TextExamples]:
+def parts(splits: Splits) -> list[Examples]:
     return [splits.train, splits.validation, splits.test]
 
 
@@ -48,8 +48,8 @@ def test_each_group_lies_in_one_split_of_about_the_size_asked(
     groups = [f"g{i}" for i, size in enumerate(sizes) for _ in range(size)]
     examples = make(groups, len(groups))
     splits = split(examples, section(test, validation, seed))
-    texts = [text for part in parts(splits) for text in part.texts]
-    assert sorted(texts, key=int) == list(examples.texts)
+    texts = [text for part in parts(splits) for text in part.contents]
+    assert sorted(texts, key=int) == list(examples.contents)
     owned = [set(part.groups or ()) for part in parts(splits)]
     assert sum(map(len, owned)) == len(sizes)
     for part, fraction in ((splits.test, test), (splits.validation, validation)):
@@ -59,14 +59,14 @@ def test_each_group_lies_in_one_split_of_about_the_size_asked(
 def test_split_depends_on_its_seed_alone() -> None:
     examples = make(None, 50)
     first = split(examples, section(0.2))
-    assert first.test.texts == split(examples, section(0.2)).test.texts
-    assert first.test.texts != split(examples, section(0.2, seed=1)).test.texts
+    assert first.test.contents == split(examples, section(0.2)).test.contents
+    assert first.test.contents != split(examples, section(0.2, seed=1)).test.contents
 
 
 def test_validation_takes_nothing_from_test() -> None:
     examples = make([f"g{i // 3}" for i in range(60)], 60)
     plain, tuned = (split(examples, section(0.2, share)) for share in (0.0, 0.3))
-    assert plain.test.texts == tuned.test.texts
+    assert plain.test.contents == tuned.test.contents
     assert len(plain.validation) == 0
 
 

@@ -76,7 +76,7 @@ def _write_shares(one: Federation) -> None:
     parts = partition(train, config.partition)
     for name, indices in zip(NAMES, parts, strict=True):
         rows = [
-            {"note": train.texts[i], "mark": train.label_names[int(train.labels[i])]}
+            {"note": train.contents[i], "mark": train.label_names[int(train.labels[i])]}
             for i in indices
         ]
         path = one.folder / f"{name}-records"

@@ -38,7 +38,12 @@ def test_the_bundle_holds_code_and_scenarios_and_nothing_else() -> None:
     assert code == {"client", "fedpeft", "server", "simulations"}
     scenarios = {name for name in names if name.startswith("simulations/")}
     assert "simulations/text_reviews.toml" in scenarios
-    others = {".info/CONTENT", "LICENSE", "fedpeft/assets.toml", "pyproject.toml"}
+    others = {
+        ".info/CONTENT",
+        "LICENSE",
+        "fedpeft/assets/catalogue.toml",
+        "pyproject.toml",
+    }
     assert names - scenarios == others
 
 

@@ -68,8 +68,9 @@ def _release(state: Path, server_round: int, run: str = "run", plan=PLAN) -> byt
         release.authorise(question)
         _train(release, plan)
         payload = f"answer-{run}-{server_round}".encode()
-        residual = {"weight": torch.full((2,), float(server_round))}
-        return release.commit(question, payload, residual).payload
+        tensors = {"weight": torch.full((2,), float(server_round))}
+        memory = Memory(residual=tensors, local=zeros_like(tensors))
+        return release.commit(question, payload, memory).payload
 
 
 @pytest.fixture
@@ -106,10 +107,25 @@ def test_another_request_for_an_answered_round_is_refused(state: Path) -> None:
         release.repeat(Question("run", 2, "something else"))
 
 
-def test_error_feedback_memory_is_the_newest_answers(state: Path) -> None:
+def test_a_clients_memory_is_the_newest_answers(state: Path) -> None:
     with _open(state) as release:
-        assert torch.equal(release.residual("run")["weight"], torch.full((2,), 2.0))
-        assert release.residual("never seen") == {}
+        memory = release.memory("run")
+        assert release.memory("never seen") == Memory()
+    # Residual and local part of one name do not meet.
+    assert memory.residual["weight"].tolist() == [2.0, 2.0]
+    assert memory.local["weight"].tolist() == [0.0, 0.0]
+    assert read_memory(state, SOURCE, "run").residual["weight"].tolist() == [2.0, 2.0]
+
+
+def test_a_record_from_before_there_were_local_parts_is_read(state: Path) -> None:
+    path = state / "outbox" / SOURCE / "run-000000002.safetensors"
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        old = {n: file.get_tensor(n) for n in ("payload", "residual.weight")}
+    path.write_bytes(save(old, metadata=metadata))
+    memory = read_memory(state, SOURCE, "run")
+    assert (memory.residual.keys(), memory.local) == ({"weight"}, {})
+    assert _release(state, 2) == b"answer-run-2"
 
 
 def test_acknowledged_answers_go_and_the_newest_stays(state: Path) -> None:
@@ -151,7 +167,7 @@ def test_training_outside_the_plan_is_not_released(tmp_path: Path) -> None:
         for _ in release.draws.batches(UNITS):
             pass  # batches without noise
         with pytest.raises(ValueError, match="2 batches and 2 noises"):
-            release.commit(Question("run", 1, "r"), b"bytes", {})
+            release.commit(Question("run", 1, "r"), b"bytes", Memory())
         with pytest.raises(ValueError, match=r"Expected noise of 2\.0, got 1\.0"):
             release.draws.noise(torch.zeros(3), 1.0)
     assert not ledger_path(tmp_path, SOURCE).exists()
@@ -396,7 +412,7 @@ def test_a_round_that_fails_after_drawing_is_charged_once(state: Path) -> None:
     assert len(_lines(state)) == 3
     with _open(state) as release:
         assert release.repeat(question).payload == b""
-        assert torch.equal(release.residual("run")["weight"], torch.full((2,), 2.0))
+        assert release.memory("run").residual["weight"].tolist() == [2.0, 2.0]
 
 
 def test_dropout_masks_of_a_private_step_are_not_the_servers_to_know(

@@ -8,11 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from fedpeft.interfaces import Operation
-from fedpeft.oracle import loop_gradients
+from fedpeft.oracle import loop_gradients, relative_error
 from fedpeft.peft import ScaleShift
 from fedpeft.peft._tokens import VirtualTokens
 from fedpeft.privacy import DpSgd
@@ -29,7 +30,23 @@ MAKERS: dict[str, tuple[str, Callable[[int], nn.Module]]] = {
     "layer-norm-no-bias": ("norm", lambda size: nn.LayerNorm(size, bias=False)),
     "rms-norm": ("norm", nn.RMSNorm),
     "rms-norm-of-llama": ("norm", LlamaRMSNorm),
+    "module": ("module", lambda size: nn.Sequential(nn.Linear(size, 3), nn.Tanh())),
+    "module-bilinear": ("module", lambda size: _Bilinear(size)),
 }
+
+
+class _Bilinear(nn.Module):
+    """Adds ``B A x`` to a frozen layer, with a constant that takes no part."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.frozen = nn.Linear(size, 3).requires_grad_(False)
+        self.down = nn.Parameter(torch.empty(2, size))
+        self.up = nn.Parameter(torch.empty(3, 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale = (self.up @ self.down).detach().norm()
+        return self.frozen(x) + x @ (self.up @ self.down).t() / scale
 
 
 def _make(name: str, size: int) -> tuple[nn.Module, Operation]:
@@ -210,3 +227,58 @@ def test_a_module_of_another_kind_is_refused(kind) -> None:
     parameters = {"weight": module.weight, "bias": module.bias}
     with pytest.raises(ValueError, match="got Conv1d"):
         _bound(module, Operation(module, kind, parameters))
+
+
+class _Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.part, operation = _make("module", 3)
+        self.operation = operation
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.part(torch.sin(self.part(x)))
+
+
+def test_a_module_used_twice_adds_both_uses() -> None:
+    torch.manual_seed(0)
+    twice = _Twice()
+    x = torch.randn(4, 5, 3)
+    _compare(twice, twice.operation, lambda model: model(x))
+
+
+def test_a_module_may_be_checkpointed() -> None:
+    torch.manual_seed(0)
+    module, operation = _make("module-bilinear", 6)
+    x = torch.randn(4, 5, 6, requires_grad=True)
+    _compare(module, operation, lambda model: checkpoint(model, x, use_reentrant=False))
+
+
+@pytest.mark.parametrize("shape", [(1, 6), (4, 6), (1, 5, 6), (4, 5, 6)])
+def test_a_module_under_autocast_is_close_and_stays_so(shape) -> None:
+    torch.manual_seed(0)
+    module, operation = _make("module-bilinear", 6)
+    plain, x = copy.deepcopy(module), torch.randn(shape)
+    engine = _bound(module, operation)
+    expected = loop_gradients(
+        plain(x).flatten(1).square().sum(1), [plain.down, plain.up]
+    )
+    for _ in range(2):  # a cast kept from the first pass would be dead in the second
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = module(x)
+            assert y.dtype == torch.bfloat16
+        rows = engine.per_sample_gradients(y.float().flatten(1).square().sum(1))
+        assert relative_error(rows, expected) < 0.05
+
+
+def test_a_module_with_dropout_is_refused() -> None:
+    module = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.1))
+    operation = Operation(module, "module", dict(module.named_parameters()))
+    with pytest.raises(ValueError, match=r"without dropout, got p = 0\.1"):
+        _bound(module, operation)
+
+
+def test_a_module_without_its_parameters_names_is_refused() -> None:
+    module = nn.Linear(3, 3)
+    parameters = {"weight": module.bias, "bias": module.weight}
+    with pytest.raises(ValueError, match="names within Linear, got weight, bias"):
+        _bound(module, Operation(module, "module", parameters))

@@ -108,10 +108,10 @@ BUGS = {
     ),
     "ledger written after sending": Bug(
         "fedpeft/privacy/release.py",
-        "        self._outbox.put(Record(entry, payload, residual))\n"
+        "        self._outbox.put(Record(entry, payload, memory))\n"
         "        self._ledger.append(entry)\n"
         "        return self._answer(payload)",
-        "        self._outbox.put(Record(entry, payload, residual))\n"
+        "        self._outbox.put(Record(entry, payload, memory))\n"
         "        return self._answer(payload)",
         "privacy/test_ledger.py::test_releases_compose_over_runs",
     ),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from flwr.app import Error, Message
@@ -15,15 +16,12 @@ from fedpeft.data import Encoded
 from fedpeft.model import TaskModel, trainable_state
 from fedpeft.peft import Head
 from fedpeft.privacy import SeededRandomness
+from fedpeft.tasks import TextClassification
 from fedpeft.tensors import zeros_like
 from server.checkpoint import Progress
 from server.setup import Server
 from simulations.grid import InProcessGrid
 from tests.helpers import small_config, toy, toy_batch
-
-
-class _Tokenizer:
-    pad_token_id = 0
 
 
 class HandMadeGrid(InProcessGrid):
@@ -60,7 +58,8 @@ def small_run(*overrides: str) -> RunConfig:
 @pytest.fixture
 def server(tmp_path: Path) -> Server:
     case = toy(Head())
-    model = TaskModel(case.model, case.operations, _Tokenizer(), "fingerprint", {})
+    task = TextClassification(SimpleNamespace(pad_token_id=0), 32)
+    model = TaskModel(case.model, case.operations, task, "fingerprint", {})
     ids, _, labels = toy_batch(4)
     return Server(
         run="0123456789abcdef",

@@ -7,9 +7,12 @@ from fedpeft.privacy.operations import (
     bias,
     embedding,
     linear,
+    module,
     norm,
+    pool,
     scale_shift,
     tokens,
+    weight,
 )
 from fedpeft.privacy.operations._forward import Forward
 from fedpeft.privacy.rows import Rows
@@ -21,6 +24,9 @@ RULES: dict[OperationKind, Callable[[Operation, Rows], Forward]] = {
     "norm": norm.forward,
     "tokens": tokens.forward,
     "embedding": embedding.forward,
+    "pool": pool.forward,
+    "weight": weight.forward,
+    "module": module.forward,
 }
 
 __all__ = ["RULES", "Forward"]

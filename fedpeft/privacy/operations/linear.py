@@ -38,7 +38,7 @@ def forward(operation: Operation, rows: Rows) -> Forward:
             rows.write_outer(weight, gradient, x)
         else:
             gradient, x = gradient.flatten(1, -2), x.flatten(1, -2)
-            rows.write(weight, _products(gradient, x))
+            rows.write(weight, products(gradient, x))
         if bias is not None:
             rows.write(bias, gradient if gradient.dim() == 2 else gradient.sum(1))
 
@@ -50,7 +50,7 @@ def forward(operation: Operation, rows: Rows) -> Forward:
     return apply
 
 
-def _products(gradient: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def products(gradient: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Sums ``g_t x_t^T`` over positions, shape ``(batch, out, in)``."""
     if x.shape[2] < min(_NARROW, gradient.shape[2]):
         return torch.bmm(x.transpose(1, 2), gradient).transpose(1, 2)
