@@ -126,7 +126,9 @@ def _trained(config: RunConfig) -> str:
 
 
 def _leaving(config: RunConfig) -> str:
-    update = f"one update a round, compressed by {config.compression.name}"
+    share = config.peft.share
+    part = "" if share is None else f" of the tensors named {' or '.join(share)} alone"
+    update = f"one update a round{part}, compressed by {config.compression.name}"
     if config.is_private:
         return (
             f"{update}, or a code from a fixed list that says why there is none; how "
@@ -137,4 +139,9 @@ def _leaving(config: RunConfig) -> str:
 
 def _staying(config: RunConfig) -> str:
     kept = "the data, losses, the ledger's entries"
-    return f"{kept}, the number of examples" if config.is_private else kept
+    if config.is_private:
+        kept = f"{kept}, the number of examples"
+    if config.peft.share is None:
+        return kept
+    how = "without noise" if not config.is_dp_sgd else "with the same noise"
+    return f"{kept}; all other tensors that are trained: {how}, for this run alone"

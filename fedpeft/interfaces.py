@@ -36,6 +36,7 @@ OperationKind = Literal[
     "tokens",
     "embedding",
     "pool",
+    "counts",
     "weight",
     "module",
     "other",
@@ -149,6 +150,20 @@ class FrozenPart(ABC):
         kept: torch.Tensor,
     ) -> torch.Tensor:
         """Returns the last hidden state, ``(batch, tokens, features)``, from `kept`."""
+
+
+class HeadMaker(ABC):
+    """A module of a method that makes the task's head, where a linear one will not do.
+
+    It is looked for in the backbone, as a :class:`FrozenPart` is.
+    """
+
+    @abstractmethod
+    def make_head(self, num_features: int, num_labels: int) -> nn.Module:
+        """Returns a map of ``(batch, features)`` to logits ``(batch, labels)``.
+
+        All that trains in it is in layers of ``nn.Linear``.
+        """
 
 
 class PrivacyEngine(ABC):

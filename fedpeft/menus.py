@@ -4,6 +4,7 @@ from fedpeft.aggregation import build_aggregator
 from fedpeft.compression import COMPRESSORS
 from fedpeft.config import RunConfig, build
 from fedpeft.data import PARTITIONERS
+from fedpeft.errors import ConfigError
 from fedpeft.peft import METHODS
 
 
@@ -17,3 +18,20 @@ def check_variants(config: RunConfig) -> None:
     build(METHODS, config.peft, "peft")
     build(COMPRESSORS, config.compression, "compression")
     build_aggregator(config.aggregation)
+    _check_counts(config)
+
+
+def _check_counts(config: RunConfig) -> None:
+    """Counts of a pool's entries are told in updates of plain SGD alone."""
+    training, counts = config.training, bool(config.peft.options.get("counts"))
+    if config.aggregation.name == "pool_weighted" and not counts:
+        raise ConfigError(
+            "[aggregation] name: expected [peft] name = 'ssf_pool' and counts = true "
+            "beside 'pool_weighted', which weights by them."
+        )
+    plain = training.optimizer == "sgd" and not training.momentum
+    if counts and not (plain and not training.weight_decay):
+        raise ConfigError(
+            "[peft] counts: expected [training] optimizer = 'sgd' without momentum and "
+            "weight_decay, by which counts stay counts."
+        )

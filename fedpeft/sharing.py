@@ -6,24 +6,24 @@ from round to round at its client alone: a head of its own, LoRA's B (FedSA-LoRA
 set of scales and shifts.
 
 **Guarantees**: the local part never leaves its client, but what leaves depends on it,
-since the next update is trained with it. So it is not exempt from anything:
+since the next update is trained with it. So it is exempt from nothing:
 
 * unit ``example`` or ``person``: every local step clips and noises one vector, the
   gradients of what travels and of the local part together. The local part is itself a
-  release of the mechanism that the ledger charges; an update that is trained with it
-  later is post-processing of it and a further release, and both are in the epsilon.
-* unit ``client``: the local part is not noised. A client's update, however its local part
-  shaped it, is clipped as a whole at the server, so that it moves a round's sum by the
-  clipping norm at most. What the *others* send may depend on the client only through
-  what was released; that holds as their local parts change with the rounds in which they
-  took part, and these depend on nothing of the client's: in a public rotation they are
-  known, in Poisson cohorts everybody is drawn independently, so that one may reason as
-  if the others' draws were public. Correlated noise and the adaptive norm rest on the
-  same two facts. A cohort of a fixed size lacks the second: that others were drawn
-  tells that the client was not, and their local parts would carry that over to later
-  rounds. Its amplification is proved for clients without memory, so the configuration
-  refuses it.
-* nothing is fitted after the last release, and nothing is judged on a client's records.
+  release of the mechanism that the ledger charges; whatever is trained with it later
+  depends on the records through that release, which is paid for, and through new ones.
+* unit ``client``: the local part is not noised. A client's update, however its local
+  part shaped it, is clipped as a whole at the server: it moves a round's sum by the
+  clipping norm at most. What remains to be shown is that the *others'* updates depend
+  on the client through released models alone. Their local parts depend on those, on
+  their own records and on the rounds in which they took part. In a public rotation
+  these rounds are known; in Poisson cohorts everybody is drawn independently, so that
+  they may be taken as known, and the client's own draw of a round is independent of all
+  that came before. Correlated noise and the adaptive norm rest on the same. In a cohort
+  of a fixed size, that others were drawn tells that the client was not, and their local
+  parts would carry this to later rounds: amplification is proved there for clients
+  without memory, so the configuration refuses it.
+* nothing is fitted after the last release.
 
 Source: Guo et al. (2025), Selective Aggregation for Low-Rank Adaptation in Federated
 Learning (FedSA-LoRA), ICLR, https://arxiv.org/abs/2410.01463; Arivazhagan et al.

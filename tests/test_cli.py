@@ -47,7 +47,7 @@ def run(small_reviews: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_help_names_the_commands() -> None:
     done = _fedpeft("--help")
     assert done.returncode == 0
-    for command in ("simulate", "budget", "assets", "ledger", "doctor"):
+    for command in ("simulate", "budget", "export", "assets", "ledger", "doctor"):
         assert command in done.stdout
 
 

@@ -51,6 +51,7 @@ CASES = [
     Lora(rank=2, first_layer=1),
     SSF(first_layer=1),
     SSFPool(),
+    SSFPool(head="pooled"),
     SSFPool(pool_size=5, top_k=3, first_layer=1),
     Side(),
     Side(reduction=4, first_layer=1),

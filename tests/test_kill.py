@@ -13,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedpeft.privacy import data_sources, verify
+from fedpeft.config import RunConfig
+from fedpeft.privacy import data_sources, read_memory, verify
 from fedpeft.tensors import flatten
 from tests.helpers import SMALL
 
@@ -112,6 +113,38 @@ def test_seeded_noise_gives_identical_tensors_and_epsilon(
     assert torch.equal(_model(output), whole[1])
     assert result["privacy"] == whole[0]["privacy"]
     assert result["final"] == whole[0]["final"]
+    assert len(_released(output)) == 6
+
+
+PERSONAL = ("--set", 'peft.share=["lora_A", "head"]')
+
+
+@pytest.fixture(scope="module")
+def personal(scenario: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("run") / "personal"
+    _finish(_simulate(scenario, output, *PERSONAL))
+    return output
+
+
+def _local_parts(output: Path) -> list[torch.Tensor]:
+    run = RunConfig.from_file(output / "config.toml").run.id
+    sources = data_sources(output)
+    return [flatten(read_memory(output, s, run).local) for s in sources]
+
+
+@pytest.mark.parametrize("moment", ["in-round-2", "outbox-of-round-3"])
+def test_what_stays_at_a_client_is_neither_lost_nor_trained_twice(
+    moment: str, scenario: Path, personal: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    killed = _simulate(scenario, output, *PERSONAL)
+    _kill_when(killed, lambda: MOMENTS[moment](output))
+    result = _finish(_simulate(scenario, output, *PERSONAL, "--resume"))
+    assert torch.equal(_model(output), _model(personal))
+    for mine, whole in zip(_local_parts(output), _local_parts(personal), strict=True):
+        assert torch.equal(mine, whole)
+    whole = json.loads((personal / "result.json").read_text())
+    assert result["final"] == whole["final"]
     assert len(_released(output)) == 6
 
 

@@ -7,6 +7,7 @@ what it remembers of earlier rounds. :func:`build_aggregator` puts them together
 
 from fedpeft.aggregation.mean import Mean
 from fedpeft.aggregation.optimized import Optimized
+from fedpeft.aggregation.pool_weighted import PoolWeighted
 from fedpeft.aggregation.rank_allocation import RankAllocation
 from fedpeft.aggregation.server_optimizers import (
     ServerAdam,
@@ -20,6 +21,7 @@ from fedpeft.sections import AggregationSection
 
 AGGREGATORS: dict[str, type[Aggregator]] = {
     "mean": Mean,
+    "pool_weighted": PoolWeighted,
 }
 
 SERVER_OPTIMIZERS: dict[str, type[ServerOptimizer]] = {
@@ -58,6 +60,7 @@ __all__ = [
     "SERVER_OPTIMIZERS",
     "Mean",
     "Optimized",
+    "PoolWeighted",
     "RankAllocation",
     "ServerAdam",
     "ServerMomentum",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from fedpeft.aggregation.server_optimizers import ServerOptimizer
+from fedpeft.errors import ConfigError
 from fedpeft.interfaces import State
 from fedpeft.tensors import Tensors, add, with_prefix, without_prefix, zeros_like
 
@@ -58,18 +59,17 @@ class RankAllocation(ServerOptimizer):
         """Keeps the triplets' values, which it follows from now on.
 
         Raises:
-            ValueError: if there are none.
+            ConfigError: if there are none.
         """
         names = [name for layer in _layers(like) for name in layer.values()]
         if not names:
-            raise ValueError(
-                "Expected triplets lora_A, lora_E, lora_B to allocate, got none: "
-                "choose [peft] name = 'adalora'."
+            raise ConfigError(
+                "[aggregation] server_optimizer: expected a method with triplets to "
+                "allocate, got one without: choose [peft] name = 'adalora'."
             )
         values = {name: like[name].clone() for name in names}
-        blank = zeros_like(values)
         rounds = {"round": torch.zeros((), dtype=torch.int64)}
-        return rounds | _joined(values, blank, blank)
+        return rounds | _joined(values, zeros_like(values), zeros_like(values))
 
     def apply(self, aggregate: Tensors, state: State) -> tuple[Tensors, State]:
         """Returns the aggregate; where a triplet is cut, what takes its E to zero."""

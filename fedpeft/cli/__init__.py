@@ -10,7 +10,17 @@ import sys
 import click
 import typer
 
-from fedpeft.cli import assets, client, keys, ledger, run, server, status
+from fedpeft.cli import (
+    assets,
+    client,
+    export,
+    keys,
+    ledger,
+    run,
+    search,
+    server,
+    status,
+)
 from fedpeft.errors import FedpeftError
 from fedpeft.wording import printable
 
@@ -28,9 +38,11 @@ for command in (
     run.simulate,
     run.budget,
     run.doctor,
+    search.search,
     server.server,
     client.client,
     status.status,
+    export.export,
 ):
     app.command()(command)
 app.add_typer(assets.app, name="assets")

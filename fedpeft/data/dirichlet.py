@@ -6,7 +6,11 @@ import numpy as np
 import torch
 
 from fedpeft.data.examples import Examples
-from fedpeft.data.partitioner import Partitioner, check_num_clients
+from fedpeft.data.partitioner import (
+    Partitioner,
+    check_num_clients,
+    check_one_label,
+)
 from fedpeft.data.persons import noun
 
 
@@ -42,6 +46,7 @@ class Dirichlet(Partitioner):
         check_num_clients(
             num_clients, len(examples), f"{len(examples)} {noun(examples)}"
         )
+        check_one_label(examples, "dirichlet")
         # torch's Dirichlet takes no generator; NumPy's is seeded from ours.
         draw = np.random.default_rng(
             int(torch.randint(2**63 - 1, (), generator=rng).item())

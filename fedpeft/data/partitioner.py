@@ -47,3 +47,16 @@ def check_num_clients(num_clients: int, most: int, what: str) -> None:
             f"[partition] num_clients: expected 1 to {most}, since the training split "
             f"has {what}, got {num_clients}; change it or bring more data."
         )
+
+
+def check_one_label(examples: Examples, name: str) -> None:
+    """Refuses examples of several labels each, which cannot be dealt by label.
+
+    Raises:
+        ConfigError: names the partitioner, and another.
+    """
+    if examples.is_multi_label:
+        raise ConfigError(
+            f"[partition] name: {name} deals by label, but an example may have several "
+            "here; choose iid or by-group."
+        )

@@ -5,7 +5,11 @@ from dataclasses import dataclass
 import torch
 
 from fedpeft.data.examples import Examples
-from fedpeft.data.partitioner import Partitioner, check_num_clients
+from fedpeft.data.partitioner import (
+    Partitioner,
+    check_num_clients,
+    check_one_label,
+)
 from fedpeft.data.persons import noun
 
 
@@ -45,6 +49,7 @@ class Shards(Partitioner):
             f"{len(examples)} {noun(examples)} for {self.shards_per_client} shards a "
             "client",
         )
+        check_one_label(examples, "shards")
         shuffled = torch.randperm(len(examples), generator=rng)
         order = shuffled[torch.argsort(examples.labels[shuffled], stable=True)]
         num_shards = num_clients * self.shards_per_client

@@ -18,6 +18,7 @@ from fedpeft.tensors import Tensors
 
 _HUB = "hub:"
 _FILES = ("config.toml", "result.json", "model/adapter.safetensors")
+_LOCAL = "model/local.safetensors"
 _METADATA = ("fingerprint", "config_hash")
 
 
@@ -30,12 +31,15 @@ class StoredRun:
         result: the content of ``result.json``.
         tensors: what was trained, and the method's constants, by name.
         fingerprint: of the backbone that it was trained on.
+        local: names of the tensors that stay at their client; here they have the values
+            from which every client began.
     """
 
     config: RunConfig
     result: dict[str, Any]
     tensors: Tensors
     fingerprint: str
+    local: frozenset[str] = frozenset()
 
     @property
     def num_labels(self) -> int:
@@ -88,8 +92,13 @@ def read_run(folder: Path) -> StoredRun:
             f"Expected model and result of one run in {folder}, got those of two: "
             f"config hashes {metadata['config_hash']} and {result['config_hash']}."
         )
+    local: Tensors = {}
+    if (folder / _LOCAL).exists():
+        local, _ = _read_tensors(folder / _LOCAL)
     config = RunConfig.from_file(folder / "config.toml")
-    return StoredRun(config, result, tensors, metadata["fingerprint"])
+    tensors = {**local, **tensors}
+    names = frozenset(local)
+    return StoredRun(config, result, tensors, metadata["fingerprint"], names)
 
 
 def rebuild(run: StoredRun, port: str | None = None) -> Trained:
@@ -184,8 +193,9 @@ def _load(model: TaskModel, tensors: Tensors) -> None:
 def _read_result(path: Path) -> dict[str, Any]:
     try:
         result: dict[str, Any] = json.loads(path.read_text())
-        for key in ("config_hash", "final", "privacy", "backbone_parameters"):
+        for key in ("config_hash", "backbone_parameters"):
             result[key]
+        result["final"]["metric"], result["privacy"]["unit"]
     except (ValueError, KeyError, TypeError):
         raise RunError(
             f"Expected {path} as a run writes it, got a damaged file: restore it, or "

@@ -129,7 +129,7 @@ class Lora(_Library):
         init: ``pissa`` starts with the weight's own principal part and freezes the rest
             of it, so the backbone's output is kept up to rounding (Meng et al. 2024,
             section 3). By the exact decomposition, which draws nothing, with signs
-            made unique: all clients start alike.
+            made unique: all clients start alike, up to rounding.
         dora: also train the length of each row of the adapted weight (Liu et al. 2024,
             DoRA, section 4; the length it is divided by counts as constant, 4.3).
 
@@ -319,8 +319,12 @@ class RandLora(_Library):
 
     def _prepare(self, layer: Any) -> None:
         layer.__class__ = RandLoraLinear
-        for bases in (layer.randlora_A, layer.randlora_B):  # shared by all layers
-            bases[_ADAPTER] = bases[_ADAPTER].float()
+        drawn = layer.randlora_A[_ADAPTER]
+        if not torch.equal(drawn, drawn.bfloat16().to(drawn.dtype)):
+            raise ValueError(
+                "Expected a machine with bfloat16, in which the random matrices are "
+                "drawn, got one without: it would draw others; choose vera."
+            )
 
 
 @dataclass(frozen=True)

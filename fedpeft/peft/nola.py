@@ -68,9 +68,9 @@ class Nola(PeftMethod):
         target_modules: ends of the layers' names; None takes query and value.
         first_layer: adapt only in this layer and above.
 
-    Source: Koohpayegani et al. (2024), NOLA, section 3. Beta starts at zero rather than
-    at random values; entries are uniform, so scaled that A starts with the variance of
-    LoRA's A and that the gradient of beta is about as long as that of LoRA's B.
+    Source: Koohpayegani et al. (2024), NOLA, section 3. Beta starts at zero; in the
+    authors' code as alpha does. Entries are uniform, so scaled that A starts with the
+    variance of LoRA's A and that beta's gradient is about as long as LoRA's B's.
     """
 
     rank: int = 4

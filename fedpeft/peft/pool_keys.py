@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from sklearn.cluster import KMeans
+from scipy.cluster.vq import kmeans2
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ def fit_keys(queries: torch.Tensor, pool_size: int, seed: int = 0) -> Keys:
     """
     centre = queries.mean(0)
     directions = torch.nn.functional.normalize(queries - centre, dim=1)
-    means = KMeans(pool_size, n_init=10, random_state=seed)
-    means.fit(directions.double().cpu().numpy())
-    return Keys(torch.from_numpy(means.cluster_centers_).float(), centre.float().cpu())
+    points = directions.double().cpu().numpy()
+    means, _ = kmeans2(points, pool_size, iter=100, minit="++", seed=seed)
+    return Keys(torch.from_numpy(means).float(), centre.float().cpu())
 
 
 def write_keys(keys: Keys, path: str | Path) -> str:

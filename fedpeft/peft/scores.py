@@ -116,3 +116,16 @@ def read_scores(
                 "again."
             )
     return {name: scores[name] for name in shapes}
+
+
+def highest(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """Marks the `count` highest scores; of equal ones, the first.
+
+    >>> highest(torch.tensor([1.0, 3.0, 1.0, 2.0]), 3)
+    tensor([ True,  True, False,  True])
+    """
+    least = scores.kthvalue(len(scores) - count + 1).values
+    chosen = scores > least
+    equal = (scores == least).nonzero().flatten()
+    chosen[equal[: count - int(chosen.sum())]] = True
+    return chosen

@@ -128,7 +128,8 @@ class SideNetwork(nn.Module, FrozenPart):
     ) -> torch.Tensor:
         """Adds the side's output; the backbone does not run."""
         sizes = [self.width] * len(self.blocks)
-        *steps, hidden = kept.split((*sizes, kept.shape[-1] - sum(sizes)), -1)
+        sizes.append(kept.shape[-1] - sum(sizes))
+        *steps, hidden = torch.split(kept, sizes, -1)
         added: torch.Tensor = self(steps)
         return hidden + added
 

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import nn
 
-from fedpeft.interfaces import FrozenPart, Operation
+from fedpeft.interfaces import FrozenPart, HeadMaker, Operation
 from fedpeft.tasks.frozen import find_frozen_part
 
 
@@ -24,10 +24,7 @@ class TaskModule(nn.Module, ABC):
     def __init__(self, backbone: nn.Module, num_features: int, num_labels: int) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = nn.Linear(num_features, num_labels) if num_labels else None
-        if self.head is not None:
-            nn.init.zeros_(self.head.weight)
-            nn.init.zeros_(self.head.bias)
+        self.head = _head(backbone, num_features, num_labels) if num_labels else None
 
     @abstractmethod
     def pool(
@@ -40,7 +37,11 @@ class TaskModule(nn.Module, ABC):
         """How the head's parameters act."""
         if self.head is None:
             return []
-        return [Operation(self.head, "linear", dict(self.head.named_parameters()))]
+        return [
+            Operation(layer, "linear", dict(layer.named_parameters()))
+            for layer in self.head.modules()
+            if isinstance(layer, nn.Linear)
+        ]
 
     @property
     def frozen_part(self) -> FrozenPart | None:
@@ -62,7 +63,7 @@ class TaskModule(nn.Module, ABC):
         if self.keeps_features and self.head is not None:
             return self.pool(self.backbone(**inputs).last_hidden_state, inputs)
         part = self.frozen_part
-        return part and part.compute(self.backbone, inputs)
+        return None if part is None else part.compute(self.backbone, inputs)
 
     def features(
         self, inputs: dict[str, torch.Tensor], kept: torch.Tensor | None = None
@@ -75,3 +76,13 @@ class TaskModule(nn.Module, ABC):
         part = self.frozen_part
         assert part is not None
         return self.pool(part.resume(self.backbone, inputs, kept), inputs)
+
+
+def _head(backbone: nn.Module, num_features: int, num_labels: int) -> nn.Module:
+    """Returns the head that the method makes, else a linear layer; all zeros."""
+    makers = [module for module in backbone.modules() if isinstance(module, HeadMaker)]
+    make = makers[0].make_head if makers else nn.Linear
+    head: nn.Module = make(num_features, num_labels)
+    for parameter in head.parameters():
+        nn.init.zeros_(parameter)
+    return head

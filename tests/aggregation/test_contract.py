@@ -28,6 +28,7 @@ from fedpeft.tensors import Tensors, norm, subtract, zeros_like
 RULES: list[tuple[str, dict[str, object]]] = [
     ("mean", {}),
     ("mean", {"weighting": "examples"}),
+    ("pool_weighted", {}),
 ]
 
 OPTIMIZERS: list[tuple[str, dict[str, object]]] = [

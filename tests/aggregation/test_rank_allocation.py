@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from fedpeft.aggregation import Mean, Optimized, RankAllocation, build_aggregator
+from fedpeft.errors import ConfigError
 from fedpeft.interfaces import State, Update
 from fedpeft.peft import AdaLora
 from fedpeft.privacy import DpSgd
@@ -77,6 +79,15 @@ def test_the_budget_falls_by_a_cubic() -> None:
         state = add(state, taken)
         alive.append(ranks(state))
     assert alive == [8, 8, 3, 1, 1, 1, 1]  # 1 + 2.95, 1 + 0.875, 1 + 0.11
+
+
+def test_its_state_can_be_saved_at_once(tmp_path) -> None:
+    start = layer((1, 1), (1, 1), (1, 1))
+    state = RankAllocation(target_rank=1, final_round=1).init(start)
+    save_file(state, tmp_path / "state.safetensors")  # refuses what shares memory
+    assert not {t.data_ptr() for t in start.values()} & {
+        t.data_ptr() for t in state.values()
+    }
 
 
 def test_what_it_follows_is_what_the_server_has() -> None:
@@ -155,5 +166,5 @@ def test_bad_hyperparameters_are_refused(options, message: str) -> None:
 
 def test_a_method_without_triplets_is_refused() -> None:
     rule = RankAllocation(target_rank=1, final_round=1)
-    with pytest.raises(ValueError, match=r"got none: choose .* 'adalora'"):
+    with pytest.raises(ConfigError, match=r"expected .* triplets .* 'adalora'"):
         rule.init({"query.lora_A.weight": torch.ones(1)})

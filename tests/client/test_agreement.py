@@ -124,6 +124,19 @@ def test_the_terms_warn_in_plain_words() -> None:
     assert "number" not in nothing["stays here"]
 
 
+@pytest.mark.parametrize(
+    ("unit", "how"), [("example", "with the same noise"), ("client", "without noise")]
+)
+def test_the_terms_say_what_of_the_model_travels_and_what_stays(
+    unit: str, how: str
+) -> None:
+    share = 'peft.share=["lora_A", "head"]'
+    rows = dict(terms(_proposal(f"privacy.unit={unit}", share)))
+    assert "of the tensors named lora_A or head alone" in rows["leaves this site"]
+    assert f"all other tensors that are trained: {how}" in rows["stays here"]
+    assert "share" not in rows["trained"]
+
+
 def test_what_a_hostile_server_writes_cannot_forge_a_row() -> None:
     name = "minilm\n\x1b[2J\u202e| epsilon | 0.1 " + 1000 * "x"
     plan = Proposal(

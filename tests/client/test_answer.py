@@ -14,9 +14,11 @@ from client.answer import answer
 from client.messages import TrainRequest
 from client.site import Site, open_site
 from fedpeft.compression import Dense
-from fedpeft.model import trainable_state
-from fedpeft.privacy import Release, verify
+from fedpeft.model import local_state, shared_state, trainable_state
+from fedpeft.privacy import Memory, Release, read_memory, verify
+from fedpeft.privacy.draws import Draws
 from fedpeft.privacy.outbox import Outbox
+from fedpeft.tensors import Tensors, flatten
 from tests.client.conftest import SmallDisk
 from tests.helpers import small_config
 
@@ -216,3 +218,118 @@ def test_a_state_directory_of_other_records_is_refused(
     (tmp_path / "ledger").mkdir()
     (tmp_path / "ledger" / "client-000-another.jsonl").touch()
     assert answer(site, 0, tmp_path, request_).code == "ledger-refused"
+
+
+@pytest.fixture(scope="module")
+def personal(small_reviews: Path) -> Site:
+    """A site whose clients keep LoRA's B."""
+    open_site.cache_clear()
+    share = 'peft.share=["lora_A", "head"]'
+    return open_site(small_config(small_reviews, share).to_toml())
+
+
+def _asked(site: Site, server_round: int = 1, run: str = "0" * 16) -> TrainRequest:
+    """The initial state again, whatever a site has trained since."""
+    zeros = {name: torch.zeros_like(t) for name, t in shared_state(site.model).items()}
+    return TrainRequest(
+        run=run,
+        server_round=server_round,
+        config_hash=site.config.hash,
+        plan_hash=site.plan.hash,
+        backbone=site.model.fingerprint,
+        state=Dense().compress(zeros, torch.Generator()).to_bytes(),
+    )
+
+
+@pytest.fixture
+def starts(monkeypatch: pytest.MonkeyPatch) -> list[Tensors]:
+    """The states from which clients have trained."""
+    seen: list[Tensors] = []
+    train = client.update.train_locally
+
+    def noted(model, state, *arguments, **options):
+        seen.append(state)
+        return train(model, state, *arguments, **options)
+
+    monkeypatch.setattr(client.update, "train_locally", noted)
+    return seen
+
+
+def _local(site: Site, state: Tensors) -> torch.Tensor:
+    return flatten({name: state[name] for name in site.model.local_start})
+
+
+def test_a_client_goes_on_from_what_it_kept_and_trains_once_for_a_request(
+    personal: Site, starts: list[Tensors], tmp_path: Path
+) -> None:
+    def kept() -> torch.Tensor:
+        source = personal.holding(0).source
+        return flatten(read_memory(tmp_path, source, "0" * 16).local)
+
+    first = answer(personal, 0, tmp_path, _asked(personal))
+    assert first.code == "ok"
+    after_first = kept()
+    answer(personal, 1, tmp_path, _asked(personal))  # leaves its own in the model
+    assert answer(personal, 0, tmp_path, _asked(personal)) == first
+    assert torch.equal(kept(), after_first)
+    assert answer(personal, 0, tmp_path, _asked(personal, 2)).code == "ok"
+    initial = flatten(personal.model.local_start)
+    expected = [initial, initial, after_first]
+    assert len(starts) == 3
+    for start, local in zip(starts, expected, strict=True):
+        assert torch.equal(_local(personal, start), local)
+    assert torch.equal(kept(), flatten(local_state(personal.model)))
+    assert not torch.equal(kept(), after_first)
+
+
+def test_another_run_starts_from_the_initial_local_part(
+    personal: Site, starts: list[Tensors], tmp_path: Path
+) -> None:
+    site = replace(personal, plan=replace(personal.plan, target_epsilon=1e9))
+    for run in ("a" * 16, "b" * 16):
+        request = replace(_asked(site, run=run), plan_hash=site.plan.hash)
+        assert answer(site, 0, tmp_path, request).code == "ok"
+    for start in starts:
+        assert torch.equal(_local(site, start), flatten(site.model.local_start))
+
+
+def test_a_round_that_fails_leaves_the_local_part_of_the_one_before(
+    personal: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def memory() -> Memory:
+        return read_memory(tmp_path, personal.holding(0).source, "0" * 16)
+
+    answer(personal, 0, tmp_path, _asked(personal))
+    before = memory()
+    broken = {name: t * torch.inf for name, t in before.local.items()}
+    with monkeypatch.context() as patch:
+        patch.setattr(client.update, "local_state", lambda model: broken)
+        with pytest.raises(ValueError, match="Expected finite tensors to keep"):
+            answer(personal, 0, tmp_path, _asked(personal, 2))
+    assert answer(personal, 0, tmp_path, _asked(personal, 2)).code == "failed"
+    assert torch.equal(flatten(memory().local), flatten(before.local))
+
+
+def test_what_stays_is_noised_in_one_vector_with_what_travels(
+    personal: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    draw = Draws.noise
+
+    def noted(self, total: torch.Tensor, deviation: float) -> torch.Tensor:
+        sizes.append(total.numel())
+        return draw(self, total, deviation)
+
+    monkeypatch.setattr(Draws, "noise", noted)
+    assert answer(personal, 0, tmp_path, _asked(personal)).code == "ok"
+    everything = flatten(trainable_state(personal.model)).numel()
+    assert sizes == [everything] * personal.plan.local_steps
+
+
+def test_a_state_that_holds_what_stays_is_refused(
+    personal: Site, tmp_path: Path
+) -> None:
+    whole = Dense().compress(trainable_state(personal.model), torch.Generator())
+    request = replace(_asked(personal), state=whole.to_bytes())
+    assert answer(personal, 0, tmp_path, request).code == "failed"
+    assert not (tmp_path / "ledger").exists()

@@ -176,3 +176,16 @@ def test_section_errors_are_one_line(keys: dict[str, object], message: str) -> N
     with pytest.raises(ConfigError, match=message) as caught:
         partition(make([0] * 4), section(**keys))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["dirichlet", "shards"])
+def test_several_labels_an_example_cannot_be_dealt_by_label(name: str) -> None:
+    labels = torch.tensor([[0, 1], [1, 1]])
+    examples = Examples(("a", "b"), labels, None, ("x", "y"))
+    section = PartitionSection(
+        name=name,
+        num_clients=1,
+        **({"shards_per_client": 1} if name == "shards" else {}),
+    )
+    with pytest.raises(ConfigError, match=f"{name} deals by label"):
+        partition(examples, section)

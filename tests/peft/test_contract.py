@@ -49,6 +49,8 @@ CASES: dict[str, PeftMethod] = {
     "film-top": Film(first_layer=1),
     "ssf-top": SSF(first_layer=1),
     "ssf_pool-top": SSFPool(pool_size=5, top_k=3, first_layer=1),
+    "ssf_pool-pooled-head": SSFPool(pool_size=4, head="pooled"),
+    "ssf_pool-counts": SSFPool(pool_size=4, counts=True),
     "ssf_pool-of-one": SSFPool(pool_size=1, top_k=1),
     "full-top": Full(first_layer=1),
     "prompt-deep": Prompt(length=3, deep=True),

@@ -248,3 +248,9 @@ def test_a_target_that_does_not_exist_lists_those_that_do_the_nearest_first() ->
         Lora(target_modules=("qeury",)).attach(tiny_bert())
     with pytest.raises(ValueError, match=r"end in v_proj, .* gate_proj, .*down_proj"):
         Vera(target_modules=("self_attn.vproj",)).attach(tiny_llama())
+
+
+def test_randlora_refuses_a_machine_that_would_draw_other_matrices(monkeypatch) -> None:
+    monkeypatch.setattr("peft.tuners.randlora.model.is_bf16_available", lambda: False)
+    with pytest.raises(ValueError, match="machine with bfloat16"):
+        RandLora(rank=8).attach(tiny_bert())

@@ -15,17 +15,21 @@ from fedpeft.peft import (
     Bias,
     Bottleneck,
     Film,
+    Full,
     Head,
     Lora,
     Prefix,
     Prompt,
     TokenRows,
+    Vera,
 )
 from fedpeft.peft._layers import ROLES
 from tests.helpers import FAMILIES, tiny_bert, tiny_llama, tiny_vit, toy_inputs
 
 LINEAR = 4 * 32 + 64 + 32  # outputs of query, key, value, output; up; down
 LLAMA_BIAS = 2 * 32 + 2 * 16  # of the attention block alone
+LAYER = 4 * 32 * 32 + 2 * 32 * 64 + LINEAR + 4 * 32
+LLAMA_LAYER = 2 * 32 * (32 + 16) + 3 * 32 * 64 + LLAMA_BIAS + 2 * 32
 LLAMA_LINEAR = 2 * 32 + 2 * 16 + 2 * 64 + 32  # keys and values have half the heads
 
 
@@ -52,6 +56,9 @@ LLAMA_LINEAR = 2 * 32 + 2 * 16 + 2 * 64 + 32  # keys and values have half the he
         (Bottleneck(width=4, placement="both"), *3 * (4 * (2 * 4 * 32 + 4 + 32),)),
         (Bottleneck(width=4, first_layer=1), *3 * (2 * 4 * 32 + 4 + 32,)),
         (Prompt(length=5), 5 * 32, 5 * 32, 5 * 32),
+        (Prompt(length=5, deep=True), 2 * 5 * 32, 2 * 5 * 32, 2 * 5 * 32),
+        (Full(), 2 * LAYER, 2 * LAYER + 64, 2 * LLAMA_LAYER + 32),
+        (Full(first_layer=1), LAYER, LAYER + 64, LLAMA_LAYER + 32),
         (Prefix(length=5), 2 * 2 * 5 * 32, 2 * 2 * 5 * 32, 2 * 2 * 5 * 16),
         (Prefix(length=5, first_layer=1), 2 * 5 * 32, 2 * 5 * 32, 2 * 5 * 16),
     ],
@@ -77,8 +84,8 @@ def test_every_architecture_of_the_table_has_its_roles(name: str) -> None:
     if ROLES[name] is ROLES["llama"]:
         sizes["num_key_value_heads"] = 2
     config = AutoConfig.for_model(name, **sizes)
-    inputs = toy_inputs("vit" if name == "vit" else "bert", 2)
-    if name == "vit":
+    inputs = toy_inputs("bert", 2)
+    if name in ("vit", "dinov2"):
         inputs = {"pixel_values": torch.zeros(2, 3, 224, 224)}
     for method, count in (
         (IA3(), 2 * 3),
@@ -86,6 +93,7 @@ def test_every_architecture_of_the_table_has_its_roles(name: str) -> None:
         (Prefix(), 2),
         (Lora(), 2 * 2 * 2),
         (Prompt(), 1),
+        (Prompt(deep=True), 2),
     ):
         backbone = AutoModel.from_config(config)
         assert len(method.attach(backbone)) == count
@@ -165,6 +173,28 @@ def test_a_text_prompt_starts_from_rows_of_the_vocabulary() -> None:
     (prompt,) = Prompt(length=6).attach(backbone)
     for token in prompt.parameters["tokens"]:
         assert (token == table).all(1).any()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_deep_prompt_takes_the_place_of_what_came_out_below(family: str) -> None:
+    inputs = toy_inputs(family, 1)
+    shallow, deep = FAMILIES[family](), FAMILIES[family]()
+    (first,) = Prompt(length=4).attach(shallow)
+    below, above = Prompt(length=4, deep=True).attach(deep)
+    below.module.load_state_dict(first.module.state_dict())
+    at = 1 if family == "vit" else 0
+    seen = []
+
+    def note(layer: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        seen.append(args[0][0, at : at + 4].detach())
+
+    layers = shallow.get_submodule(ROLES[shallow.config.model_type].layers)
+    layers[1].register_forward_pre_hook(note)
+    expected = shallow(**inputs).last_hidden_state
+    other = deep(**inputs).last_hidden_state
+    assert (other - expected).abs().max() > 1e-4
+    above.module.tokens.data.copy_(*seen)
+    assert torch.equal(deep(**inputs).last_hidden_state, expected)
 
 
 def test_a_prompt_refuses_what_it_cannot_move() -> None:
@@ -264,6 +294,7 @@ def test_token_rows_change_their_tokens_alone() -> None:
         lambda: Film(first_layer=-1),
         lambda: Bottleneck(width=0),
         lambda: Prompt(length=0),
+        lambda: Full(first_layer=-1),
         lambda: Prefix(length=0),
         lambda: TokenRows(token_ids=()),
         lambda: TokenRows(token_ids=(1, 1)),
@@ -277,7 +308,10 @@ def test_impossible_hyperparameters_are_refused(make) -> None:
 
 @pytest.mark.parametrize(
     "method",
-    [each(first_layer=2) for each in (Bias, Film, SSF, IA3, Lora, Bottleneck, Prefix)],
+    [
+        each(first_layer=2)
+        for each in (Bias, Film, Full, SSF, IA3, Lora, Vera, Bottleneck, Prefix)
+    ],
 )
 def test_a_layer_beyond_the_last_is_refused(method) -> None:
     for build in FAMILIES.values():

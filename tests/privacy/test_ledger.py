@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save
 
 from fedpeft.errors import LedgerError, PrivacyBudgetExceeded
 from fedpeft.privacy import (
+    Memory,
     Plan,
     Question,
     Release,
@@ -20,10 +23,12 @@ from fedpeft.privacy import (
     data_sources,
     epsilon,
     open_release,
+    read_memory,
     verify,
 )
 from fedpeft.privacy.ledger import head_path, ledger_path
 from fedpeft.privacy.outbox import Outbox
+from fedpeft.tensors import zeros_like
 
 SOURCE = "client-000"
 UNITS = [[index] for index in range(8)]

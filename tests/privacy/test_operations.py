@@ -246,6 +246,17 @@ def test_a_module_used_twice_adds_both_uses() -> None:
     _compare(twice, twice.operation, lambda model: model(x))
 
 
+def test_a_module_may_be_bound_again() -> None:
+    torch.manual_seed(0)
+    module, operation = _make("module", 3)
+    x = torch.randn(4, 5, 3)
+    rows = [
+        _bound(module, operation).per_sample_gradients(module(x).flatten(1).sum(1))
+        for _ in range(2)
+    ]
+    assert torch.equal(*rows)
+
+
 def test_a_module_may_be_checkpointed() -> None:
     torch.manual_seed(0)
     module, operation = _make("module-bilinear", 6)

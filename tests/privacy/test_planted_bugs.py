@@ -115,6 +115,12 @@ BUGS = {
         "        return self._answer(payload)",
         "privacy/test_ledger.py::test_releases_compose_over_runs",
     ),
+    "metrics of what nothing noises": Bug(
+        "server/judging.py",
+        "if server.runtime.local_parts is None or server.hides_clients:",
+        "if server.runtime.local_parts is None:",
+        "server/test_judging.py::test_at_client_level_local_parts_are_not_read",
+    ),
     "weights by private counts": Bug(
         "client/answer.py",
         "num_examples=-1 if site.plan else len(holding.examples),",

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from fedpeft.interfaces import Operation, OperationKind
 from fedpeft.privacy.operations import (
     bias,
+    counts,
     embedding,
     linear,
     module,
@@ -25,6 +26,7 @@ RULES: dict[OperationKind, Callable[[Operation, Rows], Forward]] = {
     "tokens": tokens.forward,
     "embedding": embedding.forward,
     "pool": pool.forward,
+    "counts": counts.forward,
     "weight": weight.forward,
     "module": module.forward,
 }

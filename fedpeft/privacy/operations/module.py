@@ -14,15 +14,14 @@ from fedpeft.privacy.rows import Rows
 
 
 class _Whole(nn.Module):
-    """The module as it computes without a tap."""
+    """The module as its class defines it: without the tap of an earlier bind."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
-        self.compute = module.forward
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        return cast("torch.Tensor", self.compute(*inputs))
+        return cast("torch.Tensor", type(self.module).forward(self.module, *inputs))
 
 
 def forward(operation: Operation, rows: Rows) -> Forward:

@@ -1,0 +1,235 @@
+"""Which method? Accuracy, trained values, bytes a round and step time of each.
+
+Method by task by privacy, all else equal: 20 clients with a Dirichlet(0.1) label skew,
+one pass of the cohort's clients over their examples a round, dense updates. Learning
+rates are chosen on validation data from a grid as long for every method; the accuracy
+is on test data that nothing was chosen by. Resumable: what the result file holds is not
+run again. Names in the file what was left out.
+"""
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from fedpeft.config import RunConfig
+from fedpeft.data import load, split
+from fedpeft.durable import write_atomically
+from fedpeft.evaluation import evaluate
+from fedpeft.model import TaskModel, build_model, load_trainable_state
+from fedpeft.privacy import DpSgd, NonPrivate
+from fedpeft.training import example_losses
+from simulations.benchmarks.measuring import cpu_seconds, interleaved_medians
+from simulations.engine import simulate
+
+METHODS: dict[str, str] = {
+    "full": "{name = 'full'}",
+    "head": "{name = 'head'}",
+    "bias": "{name = 'bias'}",
+    "film": "{name = 'film'}",
+    "ssf": "{name = 'ssf'}",
+    "lora": "{name = 'lora', rank = 8}",
+    "lora, frozen A": "{name = 'lora', rank = 8, freeze_a = true}",
+    "bottleneck": "{name = 'bottleneck', width = 8}",
+}
+TASKS = {
+    "text": ("text-classification", "minilm", "rotten-tomatoes"),
+    "images": ("image-classification", "vit-s", "fashion-mnist"),
+}
+RATES = {
+    # Adam's steps are as long whatever the gradient; full fine-tuning wants small ones.
+    "none": {"full": (3e-5, 3e-4), "others": (1e-3, 5e-3)},
+    # A step of clipped gradients is at most as long as the rate.
+    "epsilon 8": {"full": (0.1, 0.5), "others": (0.5, 2.0)},
+}
+MISSING = [
+    "causal-lm: 135 million parameters take a GPU at this number of runs",
+    "full: the embeddings stay frozen, with privacy and without",
+]
+RESULT = Path(__file__).parents[1] / "results" / "methods.json"
+
+SCENARIO = """
+[run]
+rounds = 12
+evaluate_every = 12
+evaluate_on = "validation"
+[data]
+name = "{data}"
+max_examples = 6000
+nominal_examples = 200
+test_fraction = 0.2
+validation_fraction = 0.1
+image_size = 56
+max_length = 48
+[partition]
+name = "dirichlet"
+dirichlet_alpha = 0.1
+num_clients = 20
+[model]
+backbone = "{backbone}"
+task = "{task}"
+[peft]
+name = "head"
+[training]
+optimizer = "adamw"
+learning_rate = 1e-3
+decay = "linear"
+batch_size = 20
+max_physical_batch = 16
+precision = "bf16"
+[cohort]
+size = 5
+[privacy]
+unit = "none"
+target_epsilon = 8.0
+target_delta = 1e-5
+"""
+PRIVATE = (
+    "privacy.unit='example'",
+    "training.optimizer='sgd'",
+    "training.batch_size=200",
+    "aggregation={name='mean', server_optimizer={name='momentum', momentum=0.8}}",
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry of the table."""
+
+    task: str
+    method: str
+    privacy: str
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Names it in the result file."""
+        return f"{self.task} | {self.method} | {self.privacy} | seed {self.seed}"
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The learning rates to choose from."""
+        grid = RATES[self.privacy]
+        return grid.get(self.method, grid["others"])
+
+    def config(self, rate: float) -> RunConfig:
+        """Returns the run's configuration."""
+        task, backbone, data = TASKS[self.task]
+        toml = SCENARIO.format(task=task, backbone=backbone, data=data)
+        overrides = [
+            f"run.seed={self.seed}",
+            f"training.learning_rate={rate}",
+            f"peft={METHODS[self.method]}",
+            *(() if self.privacy == "none" else PRIVATE),
+        ]
+        return RunConfig.from_toml(toml, overrides)
+
+
+def measure(cell: Cell) -> dict[str, Any]:
+    """Runs every learning rate and judges the best by validation on test data."""
+    runs = {rate: _run(cell.config(rate)) for rate in cell.rates}
+    rate = max(runs, key=lambda candidate: runs[candidate]["validation"])
+    others = {str(other): run["validation"] for other, run in runs.items()}
+    return {"learning_rate": rate, **runs[rate], "validation_by_rate": others}
+
+
+def _run(config: RunConfig) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        result = simulate(config, Path(folder) / "run")
+        state = load_file(Path(folder) / "run" / "model" / "adapter.safetensors")
+    test = split(load(config.data), config.data).test
+    model = build_model(config, len(test.label_names))
+    trainable = {n for n, p in model.module.named_parameters() if p.requires_grad}
+    load_trainable_state(model, {n: state[n] for n in trainable})
+    torch.set_num_threads(os.cpu_count() or 1)
+    metrics = evaluate(model, model.task.encode(test), config.training.precision)
+    last = result["rounds"][-1]
+    return {
+        "accuracy": round(metrics["accuracy"], 4),
+        "macro_f1": round(metrics["macro_f1"], 4),
+        "validation": result["final"]["value"],
+        "trainable_parameters": result["trainable_parameters"],
+        "bytes_a_round_a_client": last["bytes_up"] // last["replies"],
+        "spent_epsilon": result["privacy"].get("spent_epsilon"),
+        "seconds": result["seconds"],
+    }
+
+
+def step_milliseconds(task: str, is_private: bool) -> dict[str, float]:
+    """Returns each method's time of a step of 16 examples, on one thread."""
+    torch.set_num_threads(1)
+    privacy = "epsilon 8" if is_private else "none"
+    steps = {}
+    for method in METHODS:
+        config = Cell(task, method, privacy, 0).config(1.0)
+        model = build_model(config, 10)
+        engine = DpSgd(1.0, 1.0, 16) if is_private else NonPrivate()
+        engine.bind(model.module, model.operations)
+        steps[method] = _step(model, engine, config)
+    times = interleaved_medians(steps, 5, cpu_seconds)
+    return {method: round(1000 * seconds, 1) for method, seconds in times.items()}
+
+
+def _step(model: TaskModel, engine: Any, config: RunConfig) -> Any:
+    data = config.data.model_copy(update={"max_examples": 16})
+    examples = model.task.encode(load(data))
+
+    def step() -> None:
+        losses = example_losses(model, examples, [*range(16)], config.training)
+        engine.accumulate(losses)
+        engine.step(lambda total, deviation: total)
+
+    return step
+
+
+def main() -> None:
+    """Fills the table cell by cell."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--task", choices=list(TASKS), action="append")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    table = json.loads(RESULT.read_text()) if RESULT.exists() else {"cells": {}}
+    tasks = arguments.task or list(TASKS)
+    for seed in range(arguments.seeds):
+        for task in tasks:
+            for privacy in RATES:
+                for method in METHODS:
+                    _fill(table, Cell(task, method, privacy, seed))
+    for task in tasks:
+        for privacy in RATES:
+            key = f"step_milliseconds | {task} | {privacy}"
+            if key not in table:
+                table[key] = step_milliseconds(task, privacy != "none")
+                _save(table)
+    print(json.dumps(table, indent=2) if arguments.json else f"written: {RESULT}")
+
+
+def _fill(table: dict[str, Any], cell: Cell) -> None:
+    if cell.key in table["cells"]:
+        return
+    table["cells"][cell.key] = found = measure(cell)
+    print(f"{cell.key}: {found['accuracy']}", flush=True)
+    _save(table)
+
+
+def _save(table: dict[str, Any]) -> None:
+    """Writes what there is, and what there is not."""
+    cells = {(t, m, p, 0) for t in TASKS for m in METHODS for p in RATES}
+    left = [Cell(*cell).key for cell in cells if Cell(*cell).key not in table["cells"]]
+    gpu = "CUDA" if torch.cuda.is_available() else "no GPU"
+    table["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, {gpu}"
+    table["scenario"] = SCENARIO
+    table["missing"] = [*MISSING, *sorted(left)]
+    write_atomically(RESULT, (json.dumps(table, indent=2) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()
