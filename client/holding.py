@@ -113,8 +113,11 @@ def partition_digest(examples: Examples, parts: list[list[int]]) -> str:
 
 
 def _label(examples: Examples, index: int) -> str | list[int]:
-    label = examples.labels[index].tolist()
-    return label if examples.is_multi_label else examples.label_names[label]
+    label = examples.labels[index]
+    if examples.is_multi_label:
+        chosen: list[int] = label.tolist()
+        return chosen
+    return examples.label_names[int(label)]
 
 
 def _own_file(config: RunConfig, own: OwnDataSection, path: Path) -> Records:

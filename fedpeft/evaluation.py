@@ -30,7 +30,7 @@ def evaluate(
         for part in physical_batches(examples, everything, batch_size):
             indices = [index for unit in part for index in unit]
             batch = model.task.collate(examples, indices).to(model.device)
-            features = kept and kept.of(indices)
+            features = kept.of(indices) if kept else None
             judged.append(model.task.judge(model.module, batch, features).cpu())
             labels.append(batch.labels.cpu())
     return model.task.metrics(torch.cat(judged), torch.cat(labels))

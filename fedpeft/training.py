@@ -76,7 +76,7 @@ def example_losses(
     """Returns one loss an example, shape ``(batch,)``, in fp32."""
     batch = model.task.collate(examples, indices).to(model.device)
     with autocast(model.device, section.precision):
-        features = kept and kept.of(indices)
+        features = kept.of(indices) if kept else None
         return model.task.losses(model.module, batch, features)
 
 

@@ -1,7 +1,5 @@
 """Judges models on the server's own public held-out data."""
 
-import torch
-
 from fedpeft.evaluation import evaluate
 from fedpeft.model import load_trainable_state
 from fedpeft.tensors import Tensors
@@ -11,7 +9,7 @@ Metrics = dict[str, float]
 
 
 def judge(server: Server, state: Tensors) -> Metrics:
-    """Returns the metrics of a state on the held-out data, with all cores.
+    """Returns the metrics of a state on the held-out data.
 
     Where clients keep a part to themselves, the state alone is nobody's model. In a
     simulation every client's is judged instead, the state with its local part, or with
@@ -27,16 +25,11 @@ def judge(server: Server, state: Tensors) -> Metrics:
         server: whose data, and whose model, which is overwritten.
         state: the shared state.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(torch.multiprocessing.cpu_count())
-    try:
-        if not server.model.local_start:
-            return _judge(server, state)
-        if server.runtime.local_parts is None or server.hides_clients:
-            return {}
-        return _over_clients(server, state, server.runtime.local_parts())
-    finally:
-        torch.set_num_threads(threads)
+    if not server.model.local_start:
+        return _judge(server, state)
+    if server.runtime.local_parts is None or server.hides_clients:
+        return {}
+    return _over_clients(server, state, server.runtime.local_parts())
 
 
 def _judge(server: Server, state: Tensors) -> Metrics:

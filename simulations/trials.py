@@ -22,6 +22,7 @@ from client.site import Site
 from client.update import make_update, open_randomness
 from fedpeft.compression import COMPRESSORS
 from fedpeft.config import RunConfig, build
+from fedpeft.data import physical_batches
 from fedpeft.errors import ConfigError, FedpeftError, PrivacyBudgetExceeded
 from fedpeft.evaluation import evaluate
 from fedpeft.features import feature_file, keep_features
@@ -41,6 +42,7 @@ from fedpeft.privacy import (
 )
 from fedpeft.search import Candidate, Trial
 from fedpeft.tensors import flatten
+from fedpeft.training import example_losses
 from simulations.comparison import Comparison
 
 
@@ -167,16 +169,27 @@ def train(
     except ValueError as error:  # it diverged
         return dataclasses.replace(trial, failure=str(error))
     metrics = evaluate(site.model, comparison.judged, config.training.precision)
-    value = metrics[comparison.metric]
-    if not math.isfinite(value):
-        reason = f"Expected a finite {comparison.metric}, got {value}."
-        return dataclasses.replace(trial, failure=reason)
+    value, loss = metrics[comparison.metric], _loss(comparison, site)
+    if not math.isfinite(value + loss):
+        reason = f"Expected finite values, got {comparison.metric} {value}, loss {loss}"
+        return dataclasses.replace(trial, failure=f"{reason}.")
     return dataclasses.replace(
         trial,
         value=value,
+        loss=loss,
         bytes_up=len(payload),
         step_seconds=None if comparison.state else seconds / steps,
     )
+
+
+@torch.inference_mode()
+def _loss(comparison: Comparison, site: Site) -> float:
+    """Returns the mean loss of the judged examples."""
+    judged, section = comparison.judged, site.config.training
+    chunks = physical_batches(judged, judged.units(by_person=False), 64)
+    rows = [[index for unit in chunk for index in unit] for chunk in chunks]
+    losses = [example_losses(site.model, judged, row, section) for row in rows]
+    return float(torch.cat(losses).mean())
 
 
 def _release(comparison: Comparison, site: Site) -> tuple[bytes, float]:

@@ -22,6 +22,7 @@ from fedpeft.search import (
     rungs,
     shipped_candidates,
 )
+from fedpeft.search.halving import best_first
 from fedpeft.sections import PeftSection
 from fedpeft.training import shuffled_batches
 from simulations.search import search
@@ -57,8 +58,9 @@ def _trial(
     steps: int = 4,
     bytes_up: int = 100,
     target: float | None = 8.0,
+    loss: float | None = None,
 ) -> Trial:
-    return Trial(candidate, rung, steps, target, value, bytes_up, 10)
+    return Trial(candidate, rung, steps, target, value, bytes_up, 10, loss)
 
 
 def _halved(
@@ -93,6 +95,15 @@ def test_what_fails_does_not_survive_and_of_equal_ones_the_first_does() -> None:
     assert _halved(values)[1:] == [["b", "d"]]
     assert _halved({"a": None, "b": None, "c": None}) == [["a", "b", "c"]]
     assert _halved({"a": 0.1}) == [["a"]]
+
+
+def test_the_loss_decides_between_equal_values() -> None:
+    losses = {"a": 0.9, "b": 0.6, "c": 0.7, "d": 0.1}
+    values = {"a": 0.5, "b": 0.5, "c": 0.5, "d": 0.4}
+    trials = [_trial(_candidate(n), values[n], loss=losses[n]) for n in values]
+    ordered = best_first(trials, is_loss=False)
+    assert [t.candidate.label for t in ordered] == ["b", "c", "a", "d"]
+    assert best_first(trials, is_loss=True)[0].candidate.label == "d"
 
 
 def test_the_front_holds_what_no_other_row_dominates() -> None:
@@ -165,9 +176,9 @@ def test_a_table_can_be_pasted(tmp_path: Path) -> None:
         ("[[candidate]]\nname = 'lora'\nrnk = 2", "did you mean 'rank'?"),
         ("[[candidate]]\nname = 'lora'\nrank = 0", "rank"),
         ("[[candidate]]\nrank = 2", "[candidate] name: expected a value"),
-        ("[[candidate]]\nname = 'head'\nlearning_rate = -1", "above 0, got -1"),
-        ("[[candidate]]\nname = 'head'\nlearning_rate = nan", "above 0, got nan"),
-        ("[[candidate]]\nname = 'head'\nlearning_rate = true", "above 0, got True"),
+        ("[[candidate]]\nname = 'head'\nlearning_rate = -1", "below 1e+30, got -1"),
+        ("[[candidate]]\nname = 'head'\nlearning_rate = nan", "below 1e+30, got nan"),
+        ("[[candidate]]\nname = 'head'\nlearning_rate = true", "below 1e+30, got True"),
         ("[[candidate", "expected a TOML file"),
     ],
 )
@@ -196,14 +207,13 @@ def _config(reviews: Path, *more: str) -> RunConfig:
 def test_a_search_on_public_data_repeats_itself_and_charges_nothing(
     small_reviews: Path, three: Path
 ) -> None:
-    first, second = (
-        search(_config(small_reviews), candidates=three, steps=1, epsilons=[1.0, 8.0])
-        for _ in range(2)
-    )
+    config = _config(small_reviews)
+    first = search(config, candidates=three, steps=1, epsilons=[1.0, 8.0])
+    second = search(config, candidates=three, steps=1)
     shown = [(t.rung, t.steps, t.epsilon) for t in first.trials]
     assert shown == 3 * [(1, 1, 8.0)] + 2 * [(2, 2, 8.0)] + 2 * [(2, 2, 1.0)]
     assert all(t.value is not None and t.step_seconds for t in first.trials)
-    assert [t.value for t in first.trials] == [t.value for t in second.trials]
+    assert [t.loss for t in first.trials[:5]] == [t.loss for t in second.trials]
     sizes = {t.candidate.label.split()[0]: t.bytes_up for t in first.trials}
     assert sizes["head"] < min(sizes["lora"], sizes["bias"])
     content = json.loads(json.dumps(first.to_json()))
@@ -225,6 +235,24 @@ def test_public_examples_look_like_a_smaller_client(
     plan = found.plan
     assert plan is not None
     assert plan.local_steps == 1
+
+
+def test_persons_are_charged_as_persons(small_reviews: Path, tmp_path: Path) -> None:
+    path = tmp_path / "candidates.toml"
+    path.write_text('[[candidate]]\nname = "head"\nlearning_rate = 1\n')
+    config = _config(
+        small_reviews,
+        "privacy.unit=person",
+        "data.person=film",
+        "data.nominal_persons=6",
+        "training.batch_size=3",
+    )
+    public = search(config, candidates=path, steps=1).comparison
+    assert public.config.nominal_units == len(public.examples.units(by_person=True)) < 6
+    state = tmp_path / "state"
+    found = search(config, candidates=path, state=state, steps=1)
+    (entry,) = verify(state, found.comparison.source).entries
+    assert (entry.unit, entry.steps, entry.sampling_rate) == ("person", 1, 0.5)
 
 
 def test_a_search_without_privacy_takes_as_many_steps(
@@ -317,17 +345,19 @@ def test_a_training_that_fails_is_charged_and_falls_out(
     path.write_text(
         "".join(
             f'[[candidate]]\nname = "head"\nlearning_rate = {rate}\n'
-            for rate in (1e39, 0.1, 0.2)
+            for rate in (1e29, 0.1, 0.2)
         )
     )
-    config = _config(small_reviews, "privacy.budget_epsilon=60")
+    # Weights decay past zero, further at each step.
+    change = ("privacy.budget_epsilon=60", "training.weight_decay=1.0")
     state = tmp_path / "state"
-    found = search(config, candidates=path, state=state, steps=1)
+    config = _config(small_reviews, *change)
+    found = search(config, candidates=path, state=state, steps=2)
     (source,) = data_sources(state)
     assert len(verify(state, source).entries) == len(found.trials) == 5
     assert found.trials[0].value is None
     assert "finite" in found.trials[0].failure
-    assert [t.candidate.learning_rate for t in found.trials[3:]] == [0.1, 0.2]
+    assert {t.candidate.learning_rate for t in found.trials[3:]} == {0.1, 0.2}
 
 
 @pytest.fixture(scope="module")

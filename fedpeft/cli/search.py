@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fedpeft.cli.common import (
     Overrides,
@@ -73,7 +74,7 @@ def search(
         state=state,
         steps=budget,
         epsilons=targets,
-        show=lambda trial: console.print(_line(trial), soft_wrap=True, highlight=False),
+        show=lambda trial: console.print(Text(_line(trial)), soft_wrap=True),
     )
     text = json.dumps(found.to_json(), indent=2)
     if output is not None:
@@ -142,25 +143,22 @@ def _print(found: "Search") -> None:
 
 
 def _table(title: str, found: "Search", trials: list["Trial"]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for name in ("rung", "steps", "epsilon"):
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    metric = found.comparison.metric
+    for name in ("steps", "epsilon", "rate", metric, "bytes up", "values", "s/step"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("method", overflow="fold")
-    columns = ("learning rate", found.comparison.metric, "bytes up", "values", "s/step")
-    for name in columns:
-        table.add_column(name, justify="right")
     for trial in trials:
         seconds = trial.step_seconds
         table.add_row(
-            str(trial.rung),
             str(trial.steps),
             "-" if trial.epsilon is None else f"{trial.epsilon:g}",
-            trial.candidate.label,
             f"{trial.candidate.learning_rate:g}",
             "failed" if trial.value is None else f"{trial.value:.4f}",
             f"{trial.bytes_up:,}" if trial.bytes_up else "-",
             f"{trial.trainable_parameters:,}",
             "-" if seconds is None else f"{seconds:.2f}",
+            Text(trial.candidate.label),
         )
     return table
 
@@ -180,6 +178,12 @@ def _notes(found: "Search") -> list[str]:
             f"Charged to {comparison.source}: epsilon {found.spent_before:.4f} before, "
             f"{found.spent:.4f} now ({plan.unit}, {plan.relation}) at delta "
             f"{plan.target_delta:g}, over all runs of its ledger."
+        )
+    first = [trial.value for trial in found.trials if trial.rung == 1]
+    if len(first) > 2 and 2 * len(set(first)) <= len(first):
+        notes.append(
+            f"The first rung's {len(first)} trainings gave {len(set(first))} different "
+            "values; between equal ones the loss decided: a larger --budget tells more."
         )
     if found.stopped:
         notes.append(f"Stopped before its end: {found.stopped}")

@@ -101,11 +101,11 @@ def check_classes(examples: Examples) -> None:
         DataError: if there are classes, and all examples are of one.
     """
     has_classes = len(examples.label_names) > 1 and not examples.is_multi_label
-    found = examples.labels.unique()
-    if has_classes and len(found) == 1:
+    found = set(examples.labels.tolist()) if has_classes else set()
+    if len(found) == 1:
         raise DataError(
             f"Expected examples of at least two classes, all {len(examples)} are "
-            f"{examples.label_names[int(found)]!r}: bring examples of the others."
+            f"{examples.label_names[found.pop()]!r}: bring examples of the others."
         )
 
 

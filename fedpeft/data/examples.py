@@ -114,8 +114,9 @@ def digest_of(content: Content) -> str:
         return content
     if isinstance(content, Completion):
         return json.dumps([content.prompt, content.completion])
-    is_file = isinstance(content, Path)
-    data = content.read_bytes() if is_file else content.numpy().tobytes()
+    if isinstance(content, Path):
+        return hashlib.sha256(content.read_bytes()).hexdigest()
+    data = content.numpy().tobytes()
     return hashlib.sha256(data).hexdigest()
 
 

@@ -6,8 +6,7 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
 from fedpeft.export.stored import Trained
-from fedpeft.tasks import CausalLM, ImageClassification
-from fedpeft.tasks.image_classification import Dinov2Classifier
+from fedpeft.tasks import CausalLM, Dinov2Classifier, ImageClassification
 
 _HEAD = 'head = load_file(f"{FOLDER}/head.safetensors")'
 

@@ -109,10 +109,13 @@ def _pooled(
     return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
 
 
-# Handed the module it hangs on, so that a copy of the backbone uses the copy's query.
 def choose_first(
     backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Chooses before the backbone's forward pass: a hook that hangs on it.
+
+    It is handed that module, so that a copy of the backbone uses the copy's query.
+    """
     first = getattr(backbone, "main_input_name", "input_ids")
     inputs = dict(zip((first, "attention_mask"), args, strict=False)) | kwargs
     if len(args) > 2 or inputs.get("past_key_values") is not None:

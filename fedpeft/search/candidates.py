@@ -18,6 +18,9 @@ from fedpeft.wording import one_line
 RATE_FACTORS = (0.25, 1.0, 4.0)
 """On the scenario's learning rate, for a candidate that has none of its own."""
 
+_LARGEST_RATE = 1e30
+"""Beyond it not even one step can be taken in fp32."""
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -127,9 +130,12 @@ def _parse(table: object, learning_rate: float) -> list[Candidate]:
     if (
         isinstance(rate, bool)
         or not isinstance(rate, int | float)
-        or not 0 < rate < 1e300
+        or not 0 < rate < _LARGEST_RATE
     ):
-        raise ConfigError(f"learning_rate: expected a number above 0, got {rate!r}.")
+        raise ConfigError(
+            f"learning_rate: expected a number above 0 and below {_LARGEST_RATE:g}, "
+            f"got {rate!r}."
+        )
     return [Candidate(peft, float(rate))]
 
 

@@ -27,6 +27,8 @@ class Trial:
         steps: local steps, each of one noised batch where there is privacy.
         epsilon: for which the noise of these steps was calibrated; None without.
         value: of the task's metric, judged on public data; None if it failed.
+        loss: mean over the same examples; it decides between equal values, since after
+            a few steps most candidates still name the commonest class.
         bytes_up: the payload of its update; 0 if it failed.
         trainable_parameters: values that train.
         step_seconds: wall time of a step; None where that would tell of private data.
@@ -40,6 +42,7 @@ class Trial:
     value: float | None
     bytes_up: int
     trainable_parameters: int
+    loss: float | None = None
     step_seconds: float | None = None
     failure: str = ""
 
@@ -72,7 +75,7 @@ def halving(
 ) -> Iterator[Trial]:
     """Yields every trial as soon as it is done, rung by rung.
 
-    A trial that failed does not survive; of equal ones the first does.
+    A trial that failed does not survive; of equal ones the smaller loss does.
 
     Args:
         candidates: of the first rung.
@@ -94,9 +97,9 @@ def halving(
 
 
 def best_first(trials: Sequence[Trial], *, is_loss: bool) -> list[Trial]:
-    """Returns the trials that have a value, in its order."""
+    """Returns the trials that have a value, in its order, then in that of the loss."""
     done = [trial for trial in trials if trial.value is not None]
-    return sorted(done, key=lambda trial: _cost(trial, is_loss))
+    return sorted(done, key=lambda t: (_cost(t, is_loss), t.loss or 0.0))
 
 
 def front(trials: Sequence[Trial], *, is_loss: bool) -> list[Trial]:

@@ -1,7 +1,11 @@
 """Tasks by name: the menu of ``[model] task``."""
 
 from fedpeft.tasks.causal_lm import CausalLanguageModelling, CausalLM
-from fedpeft.tasks.image_classification import ImageClassification, ImageClassifier
+from fedpeft.tasks.image_classification import (
+    Dinov2Classifier,
+    ImageClassification,
+    ImageClassifier,
+)
 from fedpeft.tasks.module import TaskModule
 from fedpeft.tasks.task import Task
 from fedpeft.tasks.text_classification import TextClassification, TextClassifier
@@ -16,6 +20,7 @@ __all__ = [
     "TASKS",
     "CausalLM",
     "CausalLanguageModelling",
+    "Dinov2Classifier",
     "ImageClassification",
     "ImageClassifier",
     "Task",

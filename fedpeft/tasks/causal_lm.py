@@ -106,7 +106,7 @@ class CausalLanguageModelling(Task):
 
     def encode(self, examples: Examples) -> Encoded:
         """Tokenises; `labels` say at which token each completion begins."""
-        pairs = contents_of(examples, Completion, "causal-lm")
+        pairs = contents_of(examples, Completion, task="causal-lm")
         rows = [self._row(pair) for pair in pairs]
         return Encoded(
             [torch.tensor(ids) for ids, _ in rows],

@@ -6,6 +6,28 @@ from torch import nn
 
 from fedpeft.data import Batch
 from fedpeft.sections import DataSection
+from fedpeft.tasks.task import Task
+
+
+class Classification(Task):
+    """A task with classes: whatever comes in, logits come out."""
+
+    def losses(
+        self, module: nn.Module, batch: Batch, kept: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Returns cross-entropies."""
+        return class_losses(self.judge(module, batch, kept), batch.labels)
+
+    def judge(
+        self, module: nn.Module, batch: Batch, kept: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Returns the logits, shape ``(batch, classes)``."""
+        logits: torch.Tensor = module(**batch.inputs, kept=kept)
+        return logits.float()
+
+    def metrics(self, judged: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+        """Returns accuracy and macro F1."""
+        return class_metrics(judged, labels)
 
 
 def main_metric(data: DataSection) -> str:
@@ -24,12 +46,6 @@ def class_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return F.binary_cross_entropy_with_logits(
         logits.float(), labels.float(), reduction="none"
     ).mean(1)
-
-
-def predict(module: nn.Module, batch: Batch, kept: torch.Tensor | None) -> torch.Tensor:
-    """Returns the logits, shape ``(batch, classes)``."""
-    logits: torch.Tensor = module(**batch.inputs, kept=kept)
-    return logits.float()
 
 
 def class_metrics(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:

@@ -6,20 +6,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from fedpeft.backbone import Backbone
 from fedpeft.data import Batch, Encoded, Examples, person_numbers, read_image
 from fedpeft.errors import ConfigError
 from fedpeft.sections import DataSection
-from fedpeft.tasks.classes import (
-    class_losses,
-    class_metrics,
-    main_metric,
-    predict,
-)
+from fedpeft.tasks.classes import Classification, main_metric
 from fedpeft.tasks.module import TaskModule
-from fedpeft.tasks.task import Task, contents_of
+from fedpeft.tasks.task import contents_of
 
 
 class ImageClassifier(TaskModule):
@@ -52,7 +46,7 @@ class Dinov2Classifier(ImageClassifier):
 
 
 @dataclass(frozen=True)
-class ImageClassification(Task):
+class ImageClassification(Classification):
     """An image in, a class out.
 
     Attributes:
@@ -102,7 +96,10 @@ class ImageClassification(Task):
 
     def encode(self, examples: Examples) -> Encoded:
         """Reads and scales every image; grey ones stay grey until they are needed."""
-        images = contents_of(examples, Path | torch.Tensor, "image-classification")
+        kinds = (Path, torch.Tensor)
+        images: list[Path | torch.Tensor] = contents_of(
+            examples, *kinds, task="image-classification"
+        )
         pixels = [
             _scaled(
                 read_image(image) if isinstance(image, Path) else image, self.image_size
@@ -123,22 +120,6 @@ class ImageClassification(Task):
             torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.deviation)
         )
         return Batch({"pixel_values": (pixels - mean) / deviation}, chosen.labels)
-
-    def losses(
-        self, module: nn.Module, batch: Batch, kept: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Returns cross-entropies."""
-        return class_losses(predict(module, batch, kept), batch.labels)
-
-    def judge(
-        self, module: nn.Module, batch: Batch, kept: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Returns the logits."""
-        return predict(module, batch, kept)
-
-    def metrics(self, judged: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-        """Returns accuracy and macro F1."""
-        return class_metrics(judged, labels)
 
 
 def _scaled(image: torch.Tensor, size: int) -> torch.Tensor:

@@ -81,19 +81,22 @@ class Task(ABC):
         """
 
 
-def contents_of(examples: Examples, kind: type[Kind], task: str) -> list[Kind]:
-    """Returns the contents, all of one kind.
+def contents_of(examples: Examples, *kinds: type[Kind], task: str) -> list[Kind]:
+    """Returns the contents, all of the kinds given.
 
     Raises:
         ConfigError: if one is of another.
     """
-    for content in examples.contents:
-        if not isinstance(content, kind):
-            raise ConfigError(
-                f"[model] task: expected data for {task}, got {_noun(content)}; name "
-                "the task that the data are for."
-            )
-    return list(examples.contents)  # type: ignore[arg-type]
+    found: list[Kind] = [
+        content for content in examples.contents if isinstance(content, kinds)
+    ]
+    if len(found) < len(examples):
+        other = next(c for c in examples.contents if not isinstance(c, kinds))
+        raise ConfigError(
+            f"[model] task: expected data for {task}, got {_noun(other)}; name the "
+            "task that the data are for."
+        )
+    return found
 
 
 def _noun(content: Content) -> str:

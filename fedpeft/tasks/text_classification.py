@@ -5,21 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from fedpeft.backbone import Backbone
 from fedpeft.data import Batch, Encoded, Examples, person_numbers
 from fedpeft.errors import ConfigError
 from fedpeft.sections import DataSection
-from fedpeft.tasks.classes import (
-    class_losses,
-    class_metrics,
-    main_metric,
-    predict,
-)
+from fedpeft.tasks.classes import Classification, main_metric
 from fedpeft.tasks.module import TaskModule
-from fedpeft.tasks.task import Task, contents_of
+from fedpeft.tasks.task import contents_of
 
 
 class TextClassifier(TaskModule):
@@ -46,7 +40,7 @@ class TextClassifier(TaskModule):
 
 
 @dataclass(frozen=True)
-class TextClassification(Task):
+class TextClassification(Classification):
     """A text in, a class out.
 
     Attributes:
@@ -75,7 +69,7 @@ class TextClassification(Task):
 
     def encode(self, examples: Examples) -> Encoded:
         """Tokenises all texts in one call: at most `max_length` tokens, no padding."""
-        texts = contents_of(examples, str, "text-classification")
+        texts = contents_of(examples, str, task="text-classification")
         persons = person_numbers(examples.persons)
         if not texts:
             return Encoded([], examples.labels, persons)
@@ -93,22 +87,6 @@ class TextClassification(Task):
         """Pads to the longest."""
         chosen = encoded.subset(indices)
         return Batch(padded(chosen.inputs, self.tokenizer.pad_token_id), chosen.labels)
-
-    def losses(
-        self, module: nn.Module, batch: Batch, kept: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Returns cross-entropies."""
-        return class_losses(predict(module, batch, kept), batch.labels)
-
-    def judge(
-        self, module: nn.Module, batch: Batch, kept: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Returns the logits."""
-        return predict(module, batch, kept)
-
-    def metrics(self, judged: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-        """Returns accuracy and macro F1."""
-        return class_metrics(judged, labels)
 
 
 def padded(

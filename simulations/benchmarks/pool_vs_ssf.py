@@ -40,7 +40,7 @@ from fedpeft.tensors import add
 from fedpeft.training import decayed, shuffled_batches, train_locally
 from simulations.benchmarks.dp_step import machine
 
-RATES = (1e-3, 3e-3, 1e-2)
+RATES = (3e-3, 1e-2, 3e-2)
 SEEDS = (1, 2, 3)
 TUNING_SEED = 0
 POOL_SIZE = 8
@@ -215,7 +215,7 @@ def measure(folder: Path) -> dict[str, object]:
             for rate in RATES
         }
         best = max(tuned, key=lambda rate: tuned[rate])
-        accuracies, found, started = [], None, time.monotonic()
+        accuracies, found, started = [], None, time.process_time()
         for seed in SEEDS:
             accuracy, found = run(config_of(peft, best, seed), world, world.test)
             accuracies.append(accuracy)
@@ -228,7 +228,7 @@ def measure(folder: Path) -> dict[str, object]:
             "mean": round(statistics.mean(accuracies), 4),
             "standard_deviation": round(statistics.stdev(accuracies), 4),
             "trainable_parameters": parameters,
-            "seconds_a_run": round((time.monotonic() - started) / len(SEEDS), 1),
+            "cpu_seconds_a_run": round((time.process_time() - started) / len(SEEDS), 1),
         }
         if name != "ssf":
             result["entry_shares_of_last_seed"] = spread(found, world.test)

@@ -22,8 +22,7 @@ import torch.nn.functional as F
 from fedpeft.backbone import load_backbone
 from fedpeft.oracle import relative_error
 from fedpeft.peft import SSFPool
-from fedpeft.tasks import TaskModule
-from fedpeft.tasks.image_classification import Dinov2Classifier
+from fedpeft.tasks import Dinov2Classifier, TaskModule
 from simulations.benchmarks.dp_step import machine
 from simulations.benchmarks.measuring import (
     cpu_seconds,

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from fedpeft.config import RunConfig
 from fedpeft.data import load, partition, split
-from fedpeft.privacy import data_sources, verify
+from fedpeft.privacy import data_sources, read_memory, verify
 from fedpeft.tensors import flatten
 from simulations.engine import simulate
 from tests.deploy.federation import NAMES, Federation
@@ -62,6 +62,25 @@ def test_clients_with_files_of_their_own_come_to_the_same_model(
     simulate(one.config, tmp_path / "simulated")
     assert torch.equal(_model(one.run), _model(tmp_path / "simulated"))
     assert data_sources(one.state("north")) == ["north-records"]
+
+
+def test_what_stays_is_in_each_clients_state_directory_alone(
+    federation, tmp_path: Path
+) -> None:
+    one = federation('peft.share=["lora_A", "head"]')
+    deployed = _run(one)
+    simulated = simulate(one.config, tmp_path / "simulated")
+    assert torch.equal(_model(one.run), _model(tmp_path / "simulated"))
+    assert {record["metric"] for record in deployed["rounds"]} == {None}
+    assert simulated["final"]["value"] is not None
+    for name in NAMES:
+        (source,) = data_sources(one.state(name))
+        mine = read_memory(one.state(name), source, deployed["run"]).local
+        run = simulated["run"]
+        theirs = read_memory(tmp_path / "simulated", source, run).local
+        assert mine
+        assert torch.equal(flatten(mine), flatten(theirs))
+    assert not (one.run / "outbox").exists()
 
 
 def _write_shares(one: Federation) -> None:
