@@ -100,7 +100,7 @@ def open_site(toml: str, data: str = "") -> Site:
     records = read_records(config, own)
     model = build_model(config, len(records.examples.label_names))
     encoded = model.task.encode(records.examples)
-    engine = _engine(config, plan)
+    engine = make_engine(config, plan)
     engine.bind(model.module, model.operations)
     file = feature_file(config.training)
     holdings = []
@@ -119,7 +119,7 @@ def open_site(toml: str, data: str = "") -> Site:
     )
 
 
-def _engine(config: RunConfig, plan: Plan | None) -> PrivacyEngine:
+def make_engine(config: RunConfig, plan: Plan | None) -> PrivacyEngine:
     """Returns DP-SGD where the client itself owes privacy."""
     if plan is None or not plan.is_dp_sgd:
         return NonPrivate()

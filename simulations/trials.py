@@ -18,7 +18,7 @@ import torch
 from client.agreement import budget_in_force
 from client.holding import Holding
 from client.messages import TrainRequest
-from client.site import Site
+from client.site import Site, make_engine
 from client.update import make_update, open_randomness
 from fedpeft.compression import COMPRESSORS
 from fedpeft.config import RunConfig, build
@@ -26,12 +26,8 @@ from fedpeft.data import physical_batches
 from fedpeft.errors import ConfigError, FedpeftError, PrivacyBudgetExceeded
 from fedpeft.evaluation import evaluate
 from fedpeft.features import feature_file, keep_features
-from fedpeft.interfaces import PrivacyEngine
 from fedpeft.model import build_model, shared_state, trainable_state
 from fedpeft.privacy import (
-    SLACK,
-    DpSgd,
-    NonPrivate,
     Plan,
     Question,
     admits,
@@ -235,7 +231,7 @@ def _site(comparison: Comparison, config: RunConfig) -> Site:
     """Builds what a client process keeps warm, with these examples alone."""
     plan, examples = make_plan(config), comparison.examples
     model = build_model(config, comparison.num_labels)
-    engine = _engine(config, plan)
+    engine = make_engine(config, plan)
     engine.bind(model.module, model.operations)
     file = feature_file(config.training)
     kept = keep_features(model, examples, config.training.precision, file)
@@ -255,21 +251,4 @@ def _request(site: Site) -> TrainRequest:
         plan_hash=site.plan.hash if site.plan else "",
         backbone=site.model.fingerprint,
         state=start.to_bytes(),
-    )
-
-
-def _engine(config: RunConfig, plan: Plan | None) -> PrivacyEngine:
-    if plan is None:
-        return NonPrivate()
-    source = None
-    if config.privacy.engine == "opacus":
-        from fedpeft.privacy.opacus_hooks import OpacusHooks  # slow to import
-
-        source = OpacusHooks()
-    return DpSgd(
-        plan.clipping_norm,
-        plan.noise_multiplier,
-        plan.nominal_batch,
-        slack=SLACK[config.training.precision],
-        source=source,
     )

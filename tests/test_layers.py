@@ -17,6 +17,7 @@ CORE = {
     "durable",
     "assets",
     "wording",
+    "passes",
 }
 # Who may import whom inside the library; a room may always import itself and the core.
 ALLOWED = {

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from fedpeft.interfaces import FrozenPart, HeadMaker
+from fedpeft.passes import frozen_pass, handing_on, last_hidden, stack_of, watched
 from fedpeft.peft._layers import model_type
-from fedpeft.peft._passes import frozen_pass, handing_on, last_hidden, stack_of, watched
 from fedpeft.peft._pools import Choice, PooledHead
 from fedpeft.peft.pool_keys import Keys
 

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from scipy.cluster.vq import kmeans2
+
+from fedpeft.peft._pinned import read_pinned
 
 
 @dataclass(frozen=True)
@@ -60,24 +61,7 @@ def read_keys(path: str | Path, sha256: str, pool_size: int, features: int) -> K
     Raises:
         ValueError: if the file is missing or another, or its tensors do not fit.
     """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise ValueError(
-            f"Expected the file of keys {path}, got {error.strerror}: copy it there."
-        ) from None
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != sha256.lower():
-        raise ValueError(
-            f"Expected {path} with sha256 {sha256}, got {digest}: all clients need the "
-            "same file."
-        )
-    try:
-        found = load(content)
-    except SafetensorError as error:
-        raise ValueError(
-            f"Expected a safetensors file at {path}, got another: {error}."
-        ) from None
+    found = read_pinned(path, sha256, "keys")
     shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
     if shapes != {"keys": (pool_size, features), "centre": (features,)}:
         raise ValueError(

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import nn
 
+from fedpeft.peft._pinned import read_pinned
 from fedpeft.tensors import Tensors
 
 Batch = TypeVar("Batch")
@@ -84,25 +84,7 @@ def read_scores(
         ValueError: if the file is missing or another, or if scores are missing, of
             another shape or not finite.
     """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise ValueError(
-            f"Expected the file of public scores {path}, got {error.strerror}: copy it "
-            "there."
-        ) from None
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != sha256.lower():
-        raise ValueError(
-            f"Expected {path} with sha256 {sha256}, got {digest}: all clients need the "
-            "same file."
-        )
-    try:
-        scores = load(content)
-    except SafetensorError as error:
-        raise ValueError(
-            f"Expected a safetensors file at {path}, got another: {error}."
-        ) from None
+    scores = read_pinned(path, sha256, "public scores")
     for name, shape in shapes.items():
         if name not in scores or scores[name].shape != shape:
             found = tuple(scores[name].shape) if name in scores else "none"

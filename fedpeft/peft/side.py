@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from fedpeft.interfaces import FrozenPart, Operation, PeftMethod
+from fedpeft.passes import hidden_size, last_hidden, stack_of
 from fedpeft.peft._layers import (
     check_depth,
     check_first_layer,
     check_positive,
     freeze,
 )
-from fedpeft.peft._passes import hidden_size, last_hidden, stack_of
 from fedpeft.peft.ssf import ScaleShift
 
 

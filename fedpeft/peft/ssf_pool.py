@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from fedpeft.interfaces import Operation, PeftMethod
+from fedpeft.passes import hidden_size, stack_of
 from fedpeft.peft._counter import Counter
 from fedpeft.peft._layers import (
     check_above_zero,
@@ -17,7 +18,6 @@ from fedpeft.peft._layers import (
     is_linear_or_norm,
     modules_from,
 )
-from fedpeft.peft._passes import hidden_size, stack_of
 from fedpeft.peft._pool_query import PoolQuery, choose_first
 from fedpeft.peft._pools import Choice, PooledScaleShift
 from fedpeft.peft.pool_keys import Keys, read_keys

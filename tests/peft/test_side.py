@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import Dinov2Config, Dinov2Model
 
+from fedpeft.passes import stack_of
 from fedpeft.peft import Side
-from fedpeft.peft._passes import stack_of
 from fedpeft.peft.side import Rung, SideNetwork
 from tests.helpers import FAMILIES, tiny_bert, toy, toy_inputs, toy_losses
 
