@@ -59,8 +59,10 @@ class FeatureFile:
         place = self._end
         try:
             # Never through the map: on a full disk that would end the process.
-            os.pwrite(self._file, data, place)
+            is_whole = os.pwrite(self._file, data, place) == len(data)
         except OSError:
+            is_whole = False
+        if not is_whole:
             self._limit = self._end
             return None
         self._end += len(data)

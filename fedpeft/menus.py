@@ -19,6 +19,12 @@ def check_variants(config: RunConfig) -> None:
     build(COMPRESSORS, config.compression, "compression")
     build_aggregator(config.aggregation)
     _check_counts(config)
+    if config.peft.name == "ssf_pool" and config.model.task == "causal-lm":
+        raise ConfigError(
+            "[peft] name: expected a method that does not choose by the whole text "
+            "beside causal-lm, got ssf_pool: a completion would take part in choosing "
+            "what predicts it; choose ssf."
+        )
 
 
 def _check_counts(config: RunConfig) -> None:

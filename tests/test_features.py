@@ -113,9 +113,14 @@ def test_a_file_stays_within_its_bound() -> None:
     assert torch.equal(file.read(40, torch.Size((3, 5))), torch.ones(3, 5))
 
 
-def test_a_full_disk_keeps_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("written", [None, 0, 3])
+def test_a_full_disk_keeps_nothing_more(
+    monkeypatch: pytest.MonkeyPatch, written: int | None
+) -> None:
     def full(*args: object) -> int:
-        raise OSError(28, "No space left on device")
+        if written is None:
+            raise OSError(28, "No space left on device")
+        return written  # the last bytes that went on
 
     file = FeatureFile(ROOM)
     monkeypatch.setattr(os, "pwrite", full)

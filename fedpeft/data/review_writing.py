@@ -19,9 +19,7 @@ def load() -> Examples:
     verdicts = [names[number] for number in reviews.labels.tolist()]
     return Examples(
         contents=tuple(
-            Completion(
-                f"Write one sentence of a {verdict} review of {film}.", str(text)
-            )
+            Completion(_instruction(verdict, film), str(text))
             for verdict, film, text in zip(
                 verdicts, films, reviews.contents, strict=True
             )
@@ -32,10 +30,11 @@ def load() -> Examples:
     )
 
 
-def _title(film: str) -> str:
-    """Returns a film's name as people write it.
+def _instruction(verdict: str, film: str) -> str:
+    """Asks for a review of a film, its name as people write it.
 
-    >>> _title("a_grin_without_a_cat")
-    'A Grin Without A Cat'
+    >>> _instruction("fresh", "a_grin_without_a_cat")
+    'Write one sentence of a fresh review of A Grin Without A Cat.'
     """
-    return film.replace("_", " ").title()
+    title = film.replace("_", " ").title()
+    return f"Write one sentence of a {verdict} review of {title}."

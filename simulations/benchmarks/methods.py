@@ -40,8 +40,20 @@ METHODS: dict[str, str] = {
     "bottleneck": "{name = 'bottleneck', width = 8}",
 }
 TASKS = {
-    "text": ("text-classification", "minilm", "rotten-tomatoes"),
-    "images": ("image-classification", "vit-s", "fashion-mnist"),
+    "text": {
+        "task": "text-classification",
+        "backbone": "minilm",
+        "data": "rotten-tomatoes",
+        "rounds": 6,
+        "cohort": 5,
+    },
+    "images": {
+        "task": "image-classification",
+        "backbone": "vit-s",
+        "data": "fashion-mnist",
+        "rounds": 8,
+        "cohort": 10,
+    },
 }
 RATES = {
     # Adam's steps are as long whatever the gradient; full fine-tuning wants small ones.
@@ -57,8 +69,8 @@ RESULT = Path(__file__).parents[1] / "results" / "methods.json"
 
 SCENARIO = """
 [run]
-rounds = 12
-evaluate_every = 12
+rounds = {rounds}
+evaluate_every = {rounds}
 evaluate_on = "validation"
 [data]
 name = "{data}"
@@ -66,7 +78,7 @@ max_examples = 6000
 nominal_examples = 200
 test_fraction = 0.2
 validation_fraction = 0.1
-image_size = 56
+image_size = 42
 max_length = 48
 [partition]
 name = "dirichlet"
@@ -85,7 +97,7 @@ batch_size = 20
 max_physical_batch = 16
 precision = "bf16"
 [cohort]
-size = 5
+size = {cohort}
 [privacy]
 unit = "none"
 target_epsilon = 8.0
@@ -121,8 +133,7 @@ class Cell:
 
     def config(self, rate: float) -> RunConfig:
         """Returns the run's configuration."""
-        task, backbone, data = TASKS[self.task]
-        toml = SCENARIO.format(task=task, backbone=backbone, data=data)
+        toml = SCENARIO.format(**TASKS[self.task])
         overrides = [
             f"run.seed={self.seed}",
             f"training.learning_rate={rate}",
@@ -226,7 +237,7 @@ def _save(table: dict[str, Any]) -> None:
     left = [Cell(*cell).key for cell in cells if Cell(*cell).key not in table["cells"]]
     gpu = "CUDA" if torch.cuda.is_available() else "no GPU"
     table["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, {gpu}"
-    table["scenario"] = SCENARIO
+    table["scenario"], table["tasks"] = SCENARIO, TASKS
     table["missing"] = [*MISSING, *sorted(left)]
     write_atomically(RESULT, (json.dumps(table, indent=2) + "\n").encode())
 
