@@ -26,6 +26,9 @@ PATIENCE_SECONDS = 20.0
 _LONGEST = 500
 """Letters of a finding: it may quote what the server wrote."""
 
+_FILES = frozenset({"public", "keys"})
+"""Options of ``[peft]`` that name a file."""
+
 T = TypeVar("T")
 
 
@@ -105,18 +108,24 @@ class _Check:
             return "given"
         return "not yet: a start without --accept shows the plan"
 
-    def _permitted(self, *, backbone: bool = False, data: bool = False) -> Proposal:
-        """Returns the plan, if backbone or data may be loaded as it says.
+    def _permitted(
+        self, *, backbone: bool = False, data: bool = False, method: bool = False
+    ) -> Proposal:
+        """Returns the plan, if backbone, data or a method's file may be loaded.
 
         A path or a hub's address that the server chose takes the operator's consent;
         what this release pins does not, nor does the client's own file.
         """
-        proposal, own = self._proposal, self._settings.data
+        config, own = self._proposal.config, self._settings.data
         _needed(self._within, "a plan within the limits")
-        chosen = backbone and proposal.config.model.backbone not in assets.catalogue()
-        if chosen or (data and own.path is None and proposal.config.data.path):
+        is_chosen = (
+            (backbone and config.model.backbone not in assets.catalogue())
+            or (data and own.path is None and config.data.path is not None)
+            or (method and not _FILES.isdisjoint(config.peft.options))
+        )
+        if is_chosen:
             _needed(self._agreed, "the operator's consent")
-        return proposal
+        return self._proposal
 
     def assets(self) -> str:
         proposal = self._permitted(backbone=True)
@@ -129,7 +138,7 @@ class _Check:
         return findings.find_data(proposal.config, self._settings.data)
 
     def backbone(self) -> str:
-        proposal = self._permitted(backbone=True, data=True)
+        proposal = self._permitted(backbone=True, data=True, method=True)
         site = open_site(proposal.toml, own_data(self._settings.data))
         check_site(site, proposal, self._settings.client.state)
         self._opened = site

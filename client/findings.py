@@ -6,7 +6,6 @@ Each function says what it found, or raises what is wrong.
 import shutil
 import tempfile
 import time
-from collections import Counter
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from client.holding import read_records
 from client.settings import ClientSection, LimitsSection, OwnDataSection
 from client.site import Site
 from fedpeft.config import RunConfig
+from fedpeft.data import Examples
 from fedpeft.errors import RunError
 from fedpeft.keys import load_pair
 from fedpeft.model import trainable_state
@@ -54,14 +54,24 @@ def find_data(config: RunConfig, own: OwnDataSection) -> str:
     """Reads the records: counts, and whether the nominal number is near them."""
     records = read_records(config, own)
     examples, (source,) = records.examples, records.parts
-    counts = Counter(examples.labels.tolist())
-    told = [f"{len(examples)} rows"]
-    told += [f"{counts[i]} {name}" for i, name in enumerate(examples.label_names)]
+    told = [f"{len(examples)} rows", *_class_counts(examples)]
     persons = len(set(examples.persons or ()))
     if persons:
         told.append(f"{persons} persons")
     units = persons if config.privacy.unit == "person" else len(examples)
     return f"{source}: {', '.join(told)}{_far(units, config.nominal_units)}"
+
+
+def _class_counts(examples: Examples) -> list[str]:
+    """Counts the examples of each class; nothing where there are no classes."""
+    names, labels = examples.label_names, examples.labels
+    if len(names) < 2:
+        return []
+    if examples.is_multi_label:
+        counts = labels.sum(0)
+    else:
+        counts = labels.bincount(minlength=len(names))
+    return [f"{n} {name}" for n, name in zip(counts.tolist(), names, strict=True)]
 
 
 def _far(units: int, nominal: int) -> str:

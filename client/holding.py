@@ -122,12 +122,7 @@ def _label(examples: Examples, index: int) -> str | list[int]:
 
 def _own_file(config: RunConfig, own: OwnDataSection, path: Path) -> Records:
     """Reads a client's own file: every row is an example of its own source."""
-    if config.data.labels is None and config.data.completion is None:
-        raise ConfigError(
-            f"[data] labels: expected the scenario to declare them, got none beside "
-            f"name = {config.data.name!r}: a client with a file of its own does not "
-            "load that data set. Ask the server's operator to add them."
-        )
+    _check_task(config, own)
     if config.privacy.unit == "person" and own.person is None:
         raise ConfigError(
             "[data] person: expected the column that says whose a row is, since the "
@@ -141,11 +136,37 @@ def _own_file(config: RunConfig, own: OwnDataSection, path: Path) -> Records:
             "text": own.text,
             "label": own.label,
             "person": own.person,
+            "prompt": own.prompt or config.data.prompt,
+            "completion": own.completion or config.data.completion,
+            "label_separator": own.label_separator or config.data.label_separator,
+            "unreadable": own.unreadable,
             "group": None,
         }
     )
     examples = load(section)
     return Records(examples, {_source(own, path): list(range(len(examples)))})
+
+
+def _check_task(config: RunConfig, own: OwnDataSection) -> None:
+    """Refuses a file of which it is not said what is to be learned."""
+    data = config.data
+    if config.model.task == "causal-lm":
+        if own.completion is None and data.completion is None:
+            raise ConfigError(
+                "[data] completion: expected the column of the completions, since the "
+                "scenario names none, got none; add it to this client's file."
+            )
+    elif own.completion is not None:
+        raise ConfigError(
+            f"[data] completion: expected none, since the plan's task is "
+            f"{config.model.task}, got {own.completion!r}; remove the key."
+        )
+    elif data.labels is None:
+        raise ConfigError(
+            f"[data] labels: expected the scenario to declare them, got none beside "
+            f"name = {data.name!r}: a client with a file of its own does not load that "
+            "data set. Ask the server's operator to add them."
+        )
 
 
 def _source(own: OwnDataSection, path: Path) -> str:

@@ -80,10 +80,16 @@ class OwnDataSection(Section):
     """``[data]``: this client's records.
 
     Attributes:
-        path: a csv, jsonl or parquet file; all its rows are trained on. It is read when
-            the client starts: rows that change count from the next start on.
+        path: a csv, jsonl or parquet file, or a folder of images with a folder a label;
+            all in it is trained on. It is read when the client starts: what changes
+            counts from the next start on.
         source: names these records over all runs; their ledger is found by it. The
             file's name without its ending by default.
+        prompt: the column of the prompts, for ``causal-lm``; None takes the scenario's.
+        completion: the column of the completions, as `prompt`.
+        label_separator: between several labels of a row; None takes the scenario's.
+        unreadable: whether an image that cannot be read stops this client or is left
+            out, with a warning.
         share: instead of `path`, for rehearsals: this client's part, from 0, of the
             scenario's own data.
     """
@@ -93,6 +99,10 @@ class OwnDataSection(Section):
     text: str = "text"
     label: str = "label"
     person: str | None = None
+    prompt: str | None = None
+    completion: str | None = None
+    label_separator: str | None = Field(default=None, min_length=1)
+    unreadable: Literal["fatal", "skip"] = "fatal"
     share: int | None = Field(default=None, ge=0)
 
     @model_validator(mode="after")

@@ -5,12 +5,14 @@ between rounds a client is only its data, its ledger and its outbox.
 """
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from client.holding import Holding, read_own, read_records
 from fedpeft.compression import COMPRESSORS, ErrorFeedback
 from fedpeft.config import RunConfig, build
+from fedpeft.data import Encoded
 from fedpeft.errors import LedgerError
 from fedpeft.features import feature_file, keep_features
 from fedpeft.interfaces import Compressor, PrivacyEngine
@@ -100,14 +102,29 @@ def open_site(toml: str, data: str = "") -> Site:
     records = read_records(config, own)
     model = build_model(config, len(records.examples.label_names))
     encoded = model.task.encode(records.examples)
+    parts = {
+        source: encoded.subset(indices) for source, indices in records.parts.items()
+    }
+    return assemble(config, plan, model, parts, is_own=own is not None)
+
+
+def assemble(
+    config: RunConfig,
+    plan: Plan | None,
+    model: TaskModel,
+    parts: Mapping[str, Encoded],
+    *,
+    is_own: bool,
+) -> Site:
+    """Binds an engine to the model and holds each data source's examples."""
     engine = make_engine(config, plan)
     engine.bind(model.module, model.operations)
     file = feature_file(config.training)
-    holdings = []
-    for source, indices in records.parts.items():
-        part = encoded.subset(indices)
-        kept = keep_features(model, part, config.training.precision, file)
-        holdings.append(Holding(source, part, kept))
+    precision = config.training.precision
+    holdings = (
+        Holding(source, part, keep_features(model, part, precision, file))
+        for source, part in parts.items()
+    )
     return Site(
         config,
         plan,
@@ -115,7 +132,7 @@ def open_site(toml: str, data: str = "") -> Site:
         engine,
         build(COMPRESSORS, config.compression, "compression"),
         tuple(holdings),
-        is_own=own is not None,
+        is_own,
     )
 
 

@@ -22,6 +22,12 @@ _SEEDED = (
     "would be as good as unprotected, for ever. For tests and rehearsals only"
 )
 
+_OF_THE_BACKBONE = {
+    "full": "linear and normalisation layers",
+    "bias": "biases of its linear and normalisation layers",
+}
+"""What of the backbone itself a method trains."""
+
 _LONGEST = 500
 """Letters of a value: a server must not push the other rows out of sight."""
 
@@ -42,9 +48,10 @@ def terms(proposal: Proposal, earlier: tuple[float, float] | None = None) -> Ter
     config, plan = proposal.config, proposal.plan
     rows = _none() if plan is None else _promise(config, plan, earlier)
     rows += [
+        ("task", _task(config)),
         ("trained", _trained(config)),
         ("scenario's data", _data(config)),
-        ("labels", ", ".join(config.data.labels or ("those of the data set",))),
+        _learned(config),
         ("backbone", f"{config.model.backbone}, fingerprint {proposal.backbone}"),
         ("leaves this site", _leaving(config)),
         ("stays here", _staying(config)),
@@ -119,10 +126,34 @@ def _data(config: RunConfig) -> str:
     return f"{named}; a client that trains on a share reads it, others their own file"
 
 
+def _task(config: RunConfig) -> str:
+    task = config.model.task
+    if task != "image-classification":
+        return f"{task}, of {config.data.max_length} tokens at most"
+    size = config.data.image_size
+    pixels = "the backbone's own size" if size is None else f"{size} x {size} pixels"
+    return f"{task}, of images scaled to {pixels}"
+
+
+def _learned(config: RunConfig) -> tuple[str, str]:
+    """Names what is told from what."""
+    data = config.data
+    if config.model.task != "causal-lm":
+        return ("labels", ", ".join(data.labels or ("those of the data set",)))
+    if data.completion is None:
+        return ("prompts and completions", "those of the data set")
+    columns = f"the columns {data.prompt} and {data.completion}"
+    return ("prompts and completions", columns)
+
+
 def _trained(config: RunConfig) -> str:
     options = ", ".join(f"{k} = {v}" for k, v in config.peft.options.items())
     method = f"{config.peft.name} ({options})" if options else config.peft.name
-    return f"the adapter {method} and the task's head; the backbone stays as it is"
+    head = "" if config.model.task == "causal-lm" else " and the task's head"
+    own = _OF_THE_BACKBONE.get(config.peft.name)
+    if own is not None:
+        return f"{method}: the backbone's own {own}{head}"
+    return f"the adapter {method}{head}; the backbone stays as it is"
 
 
 def _leaving(config: RunConfig) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from fedpeft import assets
@@ -16,6 +18,7 @@ from fedpeft.errors import ConfigError
 from fedpeft.tensors import fingerprint
 
 _HUB = "hub:"
+_PREPROCESSOR = "preprocessor_config.json"
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,8 @@ class Backbone:
             hidden)``.
         tokenizer: the `transformers` tokenizer that belongs to it; None for images.
         hidden_size: features of its output.
-        fingerprint: sha256 over all its tensors, before any adapter.
+        fingerprint: sha256 over all its tensors, before any adapter; of an image model
+            over how its pixels are normalised, too.
         output: the layer over the vocabulary, of a causal language model alone.
         channels_mean: of the pixels it was trained on, in 0..1.
         channels_deviation: theirs.
@@ -73,7 +77,8 @@ def load_backbone(name: str, task: str = "text-classification") -> Backbone:
             attn_implementation=_attention(),
         )
         tokenizer = None
-        if not hasattr(model.config, "patch_size"):
+        is_image = hasattr(model.config, "patch_size")
+        if not is_image:
             tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
     except Exception as error:  # whatever a damaged file makes the libraries raise
         reason = str(error).splitlines()[0].rstrip(".")
@@ -83,28 +88,37 @@ def load_backbone(name: str, task: str = "text-classification") -> Backbone:
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # unused by any task, hence without a gradient
     model.requires_grad_(False)
+    channels = _channels(source, local) if is_image else {}
+    numbers = {key: torch.tensor(channels[key]).double() for key in channels}
     return Backbone(
         name,
         model.base_model if is_causal else model,
         tokenizer,
         model.config.hidden_size,
-        fingerprint(model.state_dict().items()),
+        fingerprint({**model.state_dict(), **numbers}.items()),
         model.get_output_embeddings() if is_causal else None,
-        **_channels(source),
+        **channels,
     )
 
 
-def _channels(source: str) -> dict[str, tuple[float, ...]]:
-    """Returns how an image model's pixels are normalised, where its folder says so."""
-    path = Path(source) / "preprocessor_config.json"
+def _channels(source: str, local: bool) -> dict[str, tuple[float, ...]]:
+    """Returns how an image model's pixels are normalised; as ImageNet's by default."""
     try:
-        settings = json.loads(path.read_text())
-        return {
-            "channels_mean": tuple(settings["image_mean"]),
-            "channels_deviation": tuple(settings["image_std"]),
-        }
-    except (OSError, ValueError, KeyError):
-        return {}
+        path = cached_file(source, _PREPROCESSOR, local_files_only=local)
+        settings = json.loads(Path(path).read_text(encoding="utf-8"))
+        mean, deviation = _three(settings["image_mean"]), _three(settings["image_std"])
+        if min(deviation) <= 0:
+            raise ValueError("a deviation is not above zero")
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        mean, deviation = Backbone.channels_mean, Backbone.channels_deviation
+    return {"channels_mean": mean, "channels_deviation": deviation}
+
+
+def _three(values: list[float]) -> tuple[float, ...]:
+    red, green, blue = (float(value) for value in values)
+    if not math.isfinite(red + green + blue):
+        raise ValueError("a number is not finite")
+    return red, green, blue
 
 
 def _attention() -> str:
@@ -114,7 +128,13 @@ def _attention() -> str:
 
 def _source(name: str) -> str:
     if name.startswith(_HUB):
-        return name.removeprefix(_HUB)
+        source = name.removeprefix(_HUB)
+        if Path(source).exists():  # transformers would read that instead
+            raise ConfigError(
+                f"[model] backbone: expected hub:org/model, got {name!r}, which is a "
+                "file or folder here, too: start elsewhere, or give the folder's path."
+            )
+        return source
     if name in assets.catalogue():
         return str(assets.locate(name))
     if Path(name).is_dir():

@@ -75,6 +75,15 @@ class PeftMethod(ABC):
 
     is_identity_at_start: ClassVar[bool] = True
 
+    @property
+    def starts_from_weights(self) -> bool:
+        """Whether what trains starts from the backbone's own values, or replaces them.
+
+        Then it belongs to this backbone alone; else it can be put on another one of the
+        same shapes.
+        """
+        return False
+
     @abstractmethod
     def attach(self, backbone: nn.Module) -> list[Operation]:
         """Freezes the backbone, adds the trainable parts in place and names them.

@@ -25,8 +25,10 @@ class TaskModel:
         operations: of all trainable parameters, the head's last.
         task: makes batches, losses and metrics for it.
         fingerprint: of the backbone, before anything was added.
-        adapter_constants: what the method added and does not train, such as LoRA's
-            frozen A: equal at all clients, and part of the result.
+        adapter_constants: what the method added and does not train, parameters and
+            buffers, such as LoRA's frozen A or VeRA's random matrices: equal at all
+            clients, and part of the result. On the CPU, as it was built; once where
+            layers share it.
         local_start: initial values of the trainable tensors that stay at their client,
             equal at all of them; empty where all travel. See ``fedpeft.sharing``.
     """
@@ -54,22 +56,27 @@ def build_model(config: RunConfig, num_labels: int) -> TaskModel:
 
     **Guarantees**: two processes with the same configuration build identical models:
     the adapters' initial values depend on the run's seed alone.
+
+    Raises:
+        ConfigError: if the method does not fit the backbone, or nothing would train.
     """
     backbone = load_backbone(config.model.backbone, config.model.task)
     task = TASKS[config.model.task].of(backbone, config.data)
     method = build(METHODS, config.peft, "peft")
-    given = {id(parameter) for parameter in backbone.module.parameters()}
+    given = [*_tensors(backbone.module), *_tensors(backbone.output)]
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(config.run.seed, "adapter"))
         operations = _attach(method, backbone.module, config.peft.name)
         _check_room(config, backbone.module, method)
         module = task.build(backbone, num_labels)
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise ConfigError(
+            f"[peft]: {config.peft.name} does not fit: expected something that trains "
+            f"beside {config.model.task}, which has no head, got nothing: choose "
+            "another method."
+        )
+    constants = _constants(module, given)  # before a move, which makes new buffers
     module.to("cuda" if torch.cuda.is_available() else "cpu")
-    constants = {
-        name: parameter.detach().cpu()
-        for name, parameter in module.named_parameters()
-        if id(parameter) not in given and not parameter.requires_grad
-    }
     model = TaskModel(
         module,
         [*operations, *module.head_operations],
@@ -101,6 +108,20 @@ def _attach(method: PeftMethod, backbone: nn.Module, name: str) -> list[Operatio
     except Exception as error:  # the peft library has no common type
         reason = str(error).splitlines()[0].rstrip(".")
         raise ConfigError(f"[peft]: {name} does not fit: {reason}.") from None
+
+
+def _tensors(module: nn.Module | None) -> list[torch.Tensor]:
+    return [] if module is None else [*module.parameters(), *module.buffers()]
+
+
+def _constants(module: nn.Module, given: list[torch.Tensor]) -> Tensors:
+    """Returns copies of what is frozen and was not given, by name."""
+    known = {id(tensor) for tensor in given}
+    return {
+        name: tensor.detach().clone(memory_format=torch.contiguous_format)
+        for name, tensor in (*module.named_parameters(), *module.named_buffers())
+        if id(tensor) not in known and not tensor.requires_grad
+    }
 
 
 def trainable_state(model: TaskModel) -> Tensors:

@@ -72,7 +72,8 @@ class DataSection(Section):
             instructions, without labels.
         unreadable: whether an image that cannot be read ends the run or is left out,
             named and counted; for a folder of images given by `path`.
-        max_examples: keep only so many, drawn by `split_seed`.
+        max_examples: keep only so many, drawn by `split_seed`. Where there are persons,
+            they are drawn, each whole, until the number is reached.
         max_length: tokens of a text, or of prompt and completion.
         image_size: to which images are scaled; None takes the backbone's own.
     """
@@ -89,14 +90,14 @@ class DataSection(Section):
     test_fraction: float = Field(default=0.16, gt=0, lt=1)
     validation_fraction: float = Field(default=0.0, ge=0, lt=1)
     split_seed: int = Field(default=0, ge=0)
-    max_length: int = Field(default=64, ge=4)
+    max_length: int = Field(default=64, ge=4, le=131_072)
     multi_label: bool = False
     label_separator: str = Field(default=";", min_length=1)
     prompt: str = "prompt"
     completion: str | None = None
     unreadable: Literal["fatal", "skip"] = "fatal"
     max_examples: int | None = Field(default=None, ge=1)
-    image_size: int | None = Field(default=None, ge=1)
+    image_size: int | None = Field(default=None, ge=1, le=2048)
 
     @model_validator(mode="after")
     def _one_source(self) -> "DataSection":

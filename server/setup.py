@@ -112,9 +112,13 @@ def _held_out(config: RunConfig, path: Path | None) -> Examples:
                 "[data] labels: expected the classes in the scenario beside a held_out "
                 "file, got none: they are never read from the data."
             )
-        return load(data.model_copy(update={"name": None, "path": str(path)}))
-    splits = split(load(data), data)
-    judged_on = splits.test if config.run.evaluate_on == "test" else splits.validation
+        # All of it: max_examples cuts what clients share out.
+        changes = {"name": None, "path": str(path), "max_examples": None}
+        judged_on = load(data.model_copy(update=changes))
+    else:
+        splits = split(load(data), data)
+        on_test = config.run.evaluate_on == "test"
+        judged_on = splits.test if on_test else splits.validation
     check_classes(judged_on)
     return judged_on
 

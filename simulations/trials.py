@@ -16,16 +16,15 @@ from pathlib import Path
 import torch
 
 from client.agreement import budget_in_force
-from client.holding import Holding
 from client.messages import TrainRequest
-from client.site import Site, make_engine
+from client.site import Site, assemble
 from client.update import make_update, open_randomness
 from fedpeft.compression import COMPRESSORS
-from fedpeft.config import RunConfig, build
+from fedpeft.config import RunConfig
 from fedpeft.data import physical_batches
 from fedpeft.errors import ConfigError, FedpeftError, PrivacyBudgetExceeded
 from fedpeft.evaluation import evaluate
-from fedpeft.features import feature_file, keep_features
+from fedpeft.menus import check_variants
 from fedpeft.model import build_model, shared_state, trainable_state
 from fedpeft.privacy import (
     Plan,
@@ -44,11 +43,13 @@ from simulations.comparison import Comparison
 
 def refusal(comparison: Comparison, candidate: Candidate) -> str:
     """Returns why a candidate cannot be trained here; empty if it can."""
+    chosen = comparison.config.model_copy(update={"peft": candidate.peft})
     try:
-        site = _site(comparison, trial_config(comparison, candidate, steps=1))
+        check_variants(chosen)  # of the whole run: a trial is one round
+        _site(comparison, trial_config(comparison, candidate, steps=1))
     except ValueError as error:
         return str(error)
-    return "" if trainable_state(site.model) else "Nothing in it trains."
+    return ""
 
 
 def trial_config(
@@ -220,24 +221,20 @@ def _commit(
             payload, memory = make_update(site, client, holding, release, request)
         except Exception:
             release.forfeit(question)
+            release.forget(request.run)
             raise
         seconds = time.perf_counter() - start
         answer = release.commit(question, payload.to_bytes(), memory)
-        release.discard(request.run, request.server_round)  # nobody asks again
+        release.forget(request.run)  # nobody asks again
     return answer.payload, seconds
 
 
 def _site(comparison: Comparison, config: RunConfig) -> Site:
     """Builds what a client process keeps warm, with these examples alone."""
-    plan, examples = make_plan(config), comparison.examples
+    plan = make_plan(config)
     model = build_model(config, comparison.num_labels)
-    engine = make_engine(config, plan)
-    engine.bind(model.module, model.operations)
-    file = feature_file(config.training)
-    kept = keep_features(model, examples, config.training.precision, file)
-    compressor = build(COMPRESSORS, config.compression, "compression")
-    holding = Holding(comparison.source, examples, kept)
-    return Site(config, plan, model, engine, compressor, (holding,), is_own=True)
+    parts = {comparison.source: comparison.examples}
+    return assemble(config, plan, model, parts, is_own=True)
 
 
 def _request(site: Site) -> TrainRequest:

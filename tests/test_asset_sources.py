@@ -20,6 +20,7 @@ import pytest
 
 from fedpeft import assets
 from fedpeft.assets import Asset
+from fedpeft.assets.archives import unpack
 from fedpeft.errors import AssetError
 
 needs_npm = pytest.mark.skipif(shutil.which("npm") is None, reason="no npm")
@@ -59,6 +60,20 @@ def fail(asset: Asset) -> str:
         pull(asset)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def test_a_missing_dpkg_is_said_to_be_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = tmp_path / "tiny.deb"
+    archive.write_bytes(b"")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(AssetError) as caught:
+        unpack(describe(archive, "debian", "usr"), archive, tmp_path)
+    assert str(caught.value) == (
+        "Expected the program dpkg-deb to open tiny.deb, found none: install the "
+        "package dpkg, then run `fedpeft assets pull tiny`."
+    )
 
 
 class _Quiet(SimpleHTTPRequestHandler):

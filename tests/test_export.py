@@ -16,15 +16,17 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load, save_file
+from transformers import AutoModelForCausalLM
 
 from fedpeft.cli import main
 from fedpeft.data import Examples
-from fedpeft.errors import FedpeftError, RunError
+from fedpeft.errors import ConfigError, FedpeftError, RunError
 from fedpeft.export import FORMATS, read_run, rebuild, write_export
 from fedpeft.export.card import card
-from fedpeft.model import TaskModel
+from fedpeft.model import TaskModel, build_model, trainable_state
 from fedpeft.oracle import relative_error
 from fedpeft.peft import METHODS
+from fedpeft.sections import PeftSection
 from simulations.engine import simulate
 from tests.finished import SENTENCES, TASKS, finish, tiny_config, tiny_directory
 from tests.helpers import small_config
@@ -314,15 +316,94 @@ def test_a_port_needs_a_backbone_of_the_same_shapes(run: Path, minilm: Path) -> 
         rebuild(stored, str(minilm))
 
 
+@pytest.mark.parametrize(
+    ("peft", "got"),
+    [
+        ('{name="lora", rank=2, init="pissa"}', r"lora \(rank = 2, init = pissa\)"),
+        ('{name="lora", rank=2, dora=true}', r"lora \(rank = 2, dora = True\)"),
+        ('{name="fedsb", rank=2, init="svd"}', r"fedsb \(rank = 2, init = svd\)"),
+        ('{name="full"}', "full"),
+        ('{name="bias"}', "bias"),
+        ('{name="film"}', "film"),
+    ],
+)
 def test_a_port_of_a_method_that_began_with_the_old_weights_is_refused(
-    tmp_path: Path, minilm: Path
+    peft: str, got: str, tmp_path: Path, minilm: Path
 ) -> None:
     backbone = tiny_directory(tmp_path / "backbone", "bert", minilm)
     other = tiny_directory(tmp_path / "other", "bert", minilm, seed=1)
-    pissa = 'peft={name="lora", rank=2, init="pissa"}'
-    finish(tiny_config(tmp_path, TASKS[0], backbone, pissa), tmp_path / "run")
-    with pytest.raises(RunError, match="starts apart from the weights"):
+    config = tiny_config(tmp_path, TASKS[0], backbone, f"peft={peft}")
+    finish(config, tmp_path / "run")
+    with pytest.raises(RunError, match=f"starts apart from the weights, got {got}:"):
         rebuild(read_run(tmp_path / "run"), str(other))
+
+
+@pytest.mark.parametrize(
+    ("peft", "ends"),
+    [
+        ('{name="shira", density=0.1}', {"places": 4}),
+        ('{name="nola", num_bases=3}', {"bases": 8}),
+        ('{name="vera", rank=3}', {"vera_A.default": 1, "vera_B.default": 1}),
+        ('{name="randlora"}', {"randlora_A.default": 1, "randlora_B.default": 1}),
+        ('{name="lora", rank=2, init="pissa"}', {"start_A": 4, "start_B": 4}),
+        ('{name="lora", rank=2}', {}),
+    ],
+)
+def test_what_was_drawn_from_the_seed_leaves_once_and_is_compared(
+    peft: str, ends: dict[str, int], tmp_path: Path, minilm: Path
+) -> None:
+    backbone = tiny_directory(tmp_path / "backbone", "bert", minilm)
+    config = tiny_config(tmp_path, TASKS[0], backbone, f"peft={peft}")
+    model = finish(config, tmp_path / "run")
+    constants = model.adapter_constants
+    found = {e: sum(name.endswith(f".{e}") for name in constants) for e in ends}
+    assert found == ends
+    assert len(constants) == sum(ends.values())
+    assert not constants.keys() & trainable_state(model).keys()
+    _export(tmp_path / "run", "safetensors", tmp_path / "output")
+    tensors = load((tmp_path / "output" / "adapter.safetensors").read_bytes())
+    assert tensors.keys() == constants.keys() | trainable_state(model).keys()
+    stored = read_run(tmp_path / "run")
+    for name, constant in constants.items():
+        assert torch.equal(tensors[name], constant)
+        others = {**stored.tensors, name: constant.flip(-1)}
+        with pytest.raises(RunError, match="got other values from the same seed"):
+            rebuild(replace(stored, tensors=others))
+
+
+def test_a_backbones_own_output_layer_is_no_constant(
+    tmp_path: Path, minilm: Path
+) -> None:
+    backbone = tiny_directory(tmp_path / "backbone", "llama", minilm)
+    whole = AutoModelForCausalLM.from_pretrained(backbone)
+    whole.config.tie_word_embeddings = False
+    whole.lm_head.weight = torch.nn.Parameter(2 * whole.lm_head.weight.detach())
+    whole.save_pretrained(backbone)
+    config = tiny_config(tmp_path, TASKS[2], backbone, "peft.name=film")
+    assert not build_model(config, 0).adapter_constants
+
+
+def test_a_method_by_which_nothing_trains_is_one_line(
+    tmp_path: Path, minilm: Path
+) -> None:
+    backbone = tiny_directory(tmp_path / "backbone", "llama", minilm)
+    config = tiny_config(tmp_path, TASKS[2], backbone, "peft.name=head")
+    with pytest.raises(ConfigError) as refused:
+        build_model(config, 0)
+    assert str(refused.value) == (
+        "[peft]: head does not fit: expected something that trains beside causal-lm, "
+        "which has no head, got nothing: choose another method."
+    )
+
+
+def test_a_card_names_a_file_without_where_it_lies(run: Path) -> None:
+    trained = rebuild(read_run(run))
+    options = {"public": "/srv/ward-7/scores.safetensors", "source": "fish", "keys": 3}
+    peft = PeftSection.model_validate({"name": "mask", **options})
+    config = trained.run.config.model_copy(update={"peft": peft})
+    text = card(replace(trained, run=replace(trained.run, config=config)), "peft")
+    assert r"mask (public = scores.safetensors, source = fish, keys = 3)" in text
+    assert "ward-7" not in text
 
 
 def test_tensors_of_another_method_are_refused(run: Path) -> None:

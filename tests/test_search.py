@@ -300,6 +300,7 @@ def test_every_training_on_a_clients_records_is_in_its_ledger(
     assert [e.steps for e in ledger.entries] == [t.steps for t in found.trials]
     assert [e.steps for e in ledger.entries] == [2, 2, 2, 4, 4]
     assert len({e.run for e in ledger.entries}) == 5
+    assert not list((state / "outbox" / source).iterdir())
     assert found.spent == ledger.spent(1e-5)
     assert 8 < ledger.spent(1e-5) <= 60
     for entry in ledger.entries:
@@ -355,6 +356,7 @@ def test_a_training_that_fails_is_charged_and_falls_out(
     found = search(config, candidates=path, state=state, steps=2)
     (source,) = data_sources(state)
     assert len(verify(state, source).entries) == len(found.trials) == 5
+    assert not list((state / "outbox" / source).iterdir())
     assert found.trials[0].value is None
     assert "finite" in found.trials[0].failure
     assert {t.candidate.learning_rate for t in found.trials[3:]} == {0.1, 0.2}

@@ -1,5 +1,6 @@
 """Unpacking of wheels, Debian packages and tarballs: only the members listed."""
 
+import shutil
 import subprocess
 import tarfile
 import zipfile
@@ -31,6 +32,11 @@ def unpack(asset: Asset, archive: Path, folder: Path) -> None:
 
 def _tar_of(asset: Asset, archive: Path) -> Path:
     """Writes the files of a Debian package as a tar file beside it."""
+    if shutil.which("dpkg-deb") is None:
+        raise AssetError(
+            f"Expected the program dpkg-deb to open {asset.archive}, found none: "
+            f"install the package dpkg, then run `fedpeft assets pull {asset.name}`."
+        )
     tar = archive.with_suffix(".tar")
     with tar.open("wb") as file:
         done = subprocess.run(

@@ -1,6 +1,7 @@
 """The menu of data sets and partitioners, and the ways to get at them."""
 
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from fedpeft.data.dirichlet import Dirichlet
 from fedpeft.data.examples import Completion, Content, Examples, digest_of
 from fedpeft.data.iid import Iid
 from fedpeft.data.images import read_image
+from fedpeft.data.kinds import check_keys, kind_of
 from fedpeft.data.partitioner import Partitioner
 from fedpeft.data.persons import all_rows, one_each, rows_by_person
 from fedpeft.data.shards import Shards
@@ -86,10 +88,18 @@ def load(section: DataSection) -> Examples:
         )
     examples = _read(section)
     if section.max_examples is not None:
-        rng = seeds.generator(section.split_seed, "max_examples")
-        order = torch.randperm(len(examples), generator=rng)[: section.max_examples]
-        examples = examples.subset(order.sort().values.tolist())
+        return _some(examples, section.max_examples, section.split_seed)
     return examples
+
+
+def _some(examples: Examples, number: int, seed: int) -> Examples:
+    """Draws persons, each whole, until the number of examples is reached."""
+    rows = rows_by_person(examples)
+    rng = seeds.generator(seed, "max_examples")
+    order = torch.randperm(len(rows), generator=rng).tolist()
+    before = accumulate((len(rows[person]) for person in order), initial=0)
+    drawn = [p for p, count in zip(order, before, strict=False) if count < number]
+    return examples.subset(all_rows(rows, drawn))
 
 
 def check_classes(examples: Examples) -> None:
@@ -112,8 +122,10 @@ def check_classes(examples: Examples) -> None:
 def _read(section: DataSection) -> Examples:
     if section.path is None:
         return _load_by_name(section.name or "", section)
+    kind = kind_of(section)
+    check_keys(section, kind)
     path = Path(section.path).expanduser()
-    if path.is_dir():
+    if kind == "a folder of images":
         return image_folder.read(path, section.labels or (), section.unreadable)
     return files.read(path, section)
 
@@ -144,12 +156,7 @@ def _load_by_name(name: str, section: DataSection) -> Examples:
             f"[data] name: no data set {name!r}{nearest(name, DATASETS)} A file of "
             "yours goes by path."
         )
-    for key in ("text", "label", "group", "prompt", "completion", "multi_label"):
-        if getattr(section, key) != DataSection.model_fields[key].default:
-            raise ConfigError(
-                f"[data] {key}: describes a file given by path, but the data set is "
-                f"{name!r}, whose columns are known; remove the key."
-            )
+    check_keys(section, "a data set by name")
     examples = DATASETS[name]()
     if section.labels not in (None, examples.label_names):
         raise ConfigError(

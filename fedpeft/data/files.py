@@ -15,6 +15,7 @@ from fedpeft.sections import DataSection
 # A float has too few digits to tell long numbers of persons apart.
 _NUMBERS: dict[str, tuple[type, ...]] = {
     "text": (),
+    "prompt": (),
     "completion": (),
     "label": (int, float),
     "group": (int, float),
@@ -47,11 +48,12 @@ def read(path: Path, section: DataSection) -> Examples:
             f"{path}: expected a file that ends in {', '.join(READERS)}, got "
             f"{path.suffix or 'no ending'!r}; convert or rename the file."
         )
-    wanted = {"text": section.text, "group": section.group, "person": section.person}
-    if section.completion is not None:
-        wanted |= {"text": section.prompt, "completion": section.completion}
-    columns = {key: column for key, column in wanted.items() if column is not None}
     has_labels = section.completion is None
+    wanted = {"text": section.text}
+    if section.completion is not None:
+        wanted = {"prompt": section.prompt, "completion": section.completion}
+    others = {"group": section.group, "person": section.person}
+    columns = wanted | {key: name for key, name in others.items() if name is not None}
     label_column = {"label": section.label} if has_labels else {}
     values: dict[str, list[str]] = {key: [] for key in columns}
     labels: list[int | list[int]] = []
@@ -61,17 +63,18 @@ def read(path: Path, section: DataSection) -> Examples:
         labels.append(_label(f"{path}, {place}", row, section) if has_labels else 0)
     if not labels:
         raise DataError(f"{path}: expected at least one row, got none.")
-    contents: tuple[Content, ...] = tuple(values["text"])
-    if section.completion is not None:
-        pairs = zip(values["text"], values["completion"], strict=True)
-        contents = tuple(Completion(*pair) for pair in pairs)
+    contents = zip(*(values[key] for key in wanted), strict=True)
     return Examples(
-        contents=contents,
+        contents=tuple(_content(*cells) for cells in contents),
         labels=torch.tensor(labels),
         groups=tuple(values["group"]) if section.group is not None else None,
         label_names=section.labels or ("",),
         persons=tuple(values["person"]) if section.person is not None else None,
     )
+
+
+def _content(text: str, completion: str | None = None) -> Content:
+    return text if completion is None else Completion(text, completion)
 
 
 def _label(

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Literal
 
 import torch
@@ -30,14 +30,16 @@ def read(
     Args:
         path: the folder of the labels' folders.
         labels: the labels that may occur, in the order of their numbers; one without a
-            folder has no example.
+            folder has no example. They may come from elsewhere than the folder, so each
+            must be a plain name, which cannot lead out of it.
         unreadable: whether a file that cannot be decoded is an error, or is left out
             with a warning.
 
     Raises:
-        DataError: for a missing folder, one of an undeclared label, unreadable images
-            if they are fatal, or no image at all.
+        DataError: for a label that is no plain name, a missing folder, one of an
+            undeclared label, unreadable images if they are fatal, or no image at all.
     """
+    _check_labels(path, labels)
     _check_folders(path, labels)
     files = [
         (file, number)
@@ -61,6 +63,18 @@ def read(
         groups=None,
         label_names=tuple(labels),
     )
+
+
+def _check_labels(path: Path, labels: Sequence[str]) -> None:
+    """Refuses a label that is hidden or is more than the name of a folder."""
+    for label in labels:
+        # Windows knows all separators, and drives; a dot also begins "..".
+        is_plain = PureWindowsPath(label).name == label and "\0" not in label
+        if not label or label.startswith(".") or not is_plain:
+            raise DataError(
+                f"{path}: expected labels that are plain names of folders in it, got "
+                f"{label!r}; correct [data] labels."
+            )
 
 
 def _check_folders(path: Path, labels: Sequence[str]) -> None:

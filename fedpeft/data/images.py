@@ -34,10 +34,12 @@ def read_image(path: Path) -> torch.Tensor:
         DataError: if the file is missing, truncated, not an image, or too large.
     """
     try:
-        # Ignored: what Pillow warns of does not keep it from decoding.
+        # Ignored: what Pillow warns of does not keep it from decoding. An open file: a
+        # path Pillow may map into memory, and it turns a mapped TIFF twice (13.0).
         with (
             warnings.catch_warnings(action="ignore"),
-            Image.open(path, formats=_FORMATS) as image,
+            path.open("rb") as file,
+            Image.open(file, formats=_FORMATS) as image,
         ):
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
@@ -52,9 +54,9 @@ def _colours(image: Image.Image) -> Image.Image:
     """Returns the image upright in red, green and blue, on white if see-through."""
     if image.mode in ("I", "F"):
         raise ValueError("32 bits a pixel, whose range is not known")
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.array(image) >> 8).astype(np.uint8))
-    upright = ImageOps.exif_transpose(image)
+    upright = ImageOps.exif_transpose(image)  # first: an array has no such note
+    if upright.mode.startswith("I;16"):
+        upright = Image.fromarray((np.array(upright) >> 8).astype(np.uint8))
     if not upright.has_transparency_data:
         return upright.convert("RGB")
     white = Image.new("RGBA", upright.size, "white")

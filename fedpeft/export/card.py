@@ -16,6 +16,7 @@ from fedpeft.export.stored import Trained
 from fedpeft.wording import printable
 
 _LONGEST = 200
+_PATHS = ("public", "keys")
 _LIBRARIES = {"peft": "peft", "merged": "transformers", "safetensors": "safetensors"}
 _PIPELINES = {
     "text-classification": "text-classification",
@@ -109,7 +110,8 @@ def _title(trained: Trained, format: str) -> str:
 def _training(trained: Trained) -> Iterable[tuple[str, object]]:
     config, result = trained.run.config, trained.run.result
     options = ", ".join(
-        f"{key} = {value}" for key, value in config.peft.options.items()
+        f"{key} = {_public(value) if key in _PATHS else value}"
+        for key, value in config.peft.options.items()
     )
     yield "method", f"{config.peft.name}" + (f" ({options})" if options else "")
     yield "task", config.model.task

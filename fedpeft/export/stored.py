@@ -13,13 +13,15 @@ from fedpeft.config import RunConfig, build
 from fedpeft.errors import RunError
 from fedpeft.interfaces import PeftMethod
 from fedpeft.model import TaskModel, build_model
-from fedpeft.peft import METHODS, Lora
+from fedpeft.peft import METHODS
 from fedpeft.tensors import Tensors
 
 _HUB = "hub:"
 _FILES = ("config.toml", "result.json", "model/adapter.safetensors")
 _LOCAL = "model/local.safetensors"
 _METADATA = ("fingerprint", "config_hash")
+_TOLERANCE = 1e-3
+"""Of a constant's norm: another machine's rounding is far below, another draw above."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def rebuild(run: StoredRun, port: str | None = None) -> Trained:
 
     Raises:
         RunError: if the backbone is another one and `port` does not ask for that, or if
-            a tensor does not fit.
+            a tensor does not fit, or is drawn otherwise from the run's seed.
         ConfigError: if the backbone cannot be loaded.
     """
     config = run.config
@@ -156,10 +158,12 @@ def _check_port(trained: Trained, method: str) -> None:
     Raises:
         RunError: in both cases.
     """
-    if isinstance(trained.method, Lora) and trained.method.init == "pissa":
+    if trained.method.starts_from_weights:
+        options = trained.run.config.peft.options
+        chosen = ", ".join(f"{key} = {value}" for key, value in options.items())
         raise RunError(
             f"--port: expected a method that starts apart from the weights, got "
-            f"{method} with init = 'pissa': train it again on the new backbone."
+            f"{method}{chosen and f' ({chosen})'}: train it again on the new backbone."
         )
     wanted = trained.run.result["backbone_parameters"]
     found = trained.model.num_backbone_parameters
@@ -172,10 +176,11 @@ def _check_port(trained: Trained, method: str) -> None:
 
 @torch.no_grad()
 def _load(model: TaskModel, tensors: Tensors) -> None:
+    module = model.module
     own = {
-        name: parameter
-        for name, parameter in model.module.named_parameters()
-        if parameter.requires_grad or name in model.adapter_constants
+        name: tensor
+        for name, tensor in (*module.named_parameters(), *module.named_buffers())
+        if tensor.requires_grad or name in model.adapter_constants
     }
     for name in sorted(own.keys() | tensors.keys()):
         wanted, found = (
@@ -188,6 +193,22 @@ def _load(model: TaskModel, tensors: Tensors) -> None:
                 "to another method or backbone."
             )
         own[name].copy_(tensors[name])
+    _check_constants(model, tensors)
+
+
+def _check_constants(model: TaskModel, tensors: Tensors) -> None:
+    """Refuses constants that are not what the run drew from its seed.
+
+    To put the stored ones in their place would not do: SHiRA keeps its places twice,
+    and with PiSSA the frozen weight has lost what its start had.
+    """
+    for name, drawn in model.adapter_constants.items():
+        wanted = tensors[name].double()
+        if (drawn.double() - wanted).norm() > _TOLERANCE * wanted.norm():
+            raise RunError(
+                f"Expected {name} as the run drew it, got other values from the same "
+                "seed: export it with the versions that result.json names."
+            )
 
 
 def _read_result(path: Path) -> dict[str, Any]:

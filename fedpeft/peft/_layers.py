@@ -21,6 +21,7 @@ class Roles:
         value: linear layer.
         attention_output: the linear layer that ends the attention block.
         feed_forward_output: the linear layer that ends the feed-forward block.
+        is_causal: whether a token sees only those before it.
     """
 
     layers: str
@@ -30,6 +31,7 @@ class Roles:
     value: str
     attention_output: str
     feed_forward_output: str
+    is_causal: bool = False
 
 
 _BERT = Roles(
@@ -76,6 +78,7 @@ _LLAMA = Roles(
     "self_attn.v_proj",
     "self_attn.o_proj",
     "mlp.down_proj",
+    is_causal=True,
 )
 ROLES: dict[str, Roles] = {
     "bert": _BERT,
@@ -89,6 +92,10 @@ ROLES: dict[str, Roles] = {
     "qwen2": _LLAMA,
 }
 """By the `model_type` of a backbone's configuration."""
+
+
+_LARGEST = 65_536
+"""Size of a rank, a width, a length, a pool: far above any that helps."""
 
 
 def model_type(backbone: nn.Module) -> str:
@@ -253,15 +260,22 @@ def check_depth(first_layer: int, backbone: nn.Module) -> None:
 
 
 def check_positive(**values: int) -> None:
-    """Refuses a size below one.
+    """Refuses a size below one, or one that no method needs.
+
+    A client builds what a plan of others asks for: one number must not fill its memory.
 
     >>> check_positive(rank=0)
     Traceback (most recent call last):
     ValueError: Expected rank >= 1, got 0.
+    >>> check_positive(length=10**9)
+    Traceback (most recent call last):
+    ValueError: Expected length <= 65536, got 1000000000.
     """
     for name, value in values.items():
         if value < 1:
             raise ValueError(f"Expected {name} >= 1, got {value}.")
+        if value > _LARGEST:
+            raise ValueError(f"Expected {name} <= {_LARGEST}, got {value}.")
 
 
 def check_above_zero(**values: float | None) -> None:

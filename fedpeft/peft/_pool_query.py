@@ -8,11 +8,8 @@ from torch import nn
 
 from fedpeft.interfaces import FrozenPart, HeadMaker
 from fedpeft.passes import frozen_pass, handing_on, last_hidden, stack_of, watched
-from fedpeft.peft._layers import model_type
 from fedpeft.peft._pools import Choice, PooledHead
 from fedpeft.peft.pool_keys import Keys
-
-_CAUSAL_TYPES = ("llama", "mistral", "qwen2")
 
 
 class PoolQuery(nn.Module, FrozenPart, HeadMaker):
@@ -29,6 +26,7 @@ class PoolQuery(nn.Module, FrozenPart, HeadMaker):
         top_k: how many entries an example chooses.
         first_layer: the lowest with a pool.
         pools_head: whether each entry has a head of its own.
+        is_causal: whether a token sees only those before it.
     """
 
     def __init__(
@@ -38,6 +36,7 @@ class PoolQuery(nn.Module, FrozenPart, HeadMaker):
         top_k: int,
         first_layer: int = 0,
         pools_head: bool = False,
+        is_causal: bool = False,
     ) -> None:
         super().__init__()
         self.keys = nn.Parameter(keys.keys, requires_grad=False)
@@ -46,6 +45,7 @@ class PoolQuery(nn.Module, FrozenPart, HeadMaker):
         self.top_k = top_k
         self.first_layer = first_layer
         self.pools_head = pools_head
+        self.is_causal = is_causal
 
     def make_head(self, num_features: int, num_labels: int) -> nn.Module:
         """Returns one head for all examples, or one an entry."""
@@ -73,7 +73,7 @@ class PoolQuery(nn.Module, FrozenPart, HeadMaker):
         self.choice.indices = None
         with frozen_pass(backbone, device), watched(below) as outputs:
             hidden = last_hidden(backbone, inputs)
-            query = _pooled(hidden, inputs, model_type(backbone))
+            query = _pooled(hidden, inputs, self.is_causal)
         if not outputs:
             return query
         return torch.cat((query.unsqueeze(1), outputs[0]), 1)
@@ -94,14 +94,14 @@ class PoolQuery(nn.Module, FrozenPart, HeadMaker):
 
 
 def _pooled(
-    hidden: torch.Tensor, inputs: dict[str, torch.Tensor], kind: str
+    hidden: torch.Tensor, inputs: dict[str, torch.Tensor], is_causal: bool
 ) -> torch.Tensor:
     if "pixel_values" in inputs:
         return hidden[:, 0]
     mask = inputs.get("attention_mask")
     if mask is None:
         mask = torch.ones_like(hidden[:, :, 0])
-    if kind in _CAUSAL_TYPES:
+    if is_causal:
         places = torch.arange(mask.shape[1], device=mask.device)
         last = (places * mask.bool()).argmax(1)
         return hidden[torch.arange(len(hidden), device=mask.device), last]

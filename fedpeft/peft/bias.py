@@ -31,6 +31,11 @@ class Bias(PeftMethod):
     def __post_init__(self) -> None:
         check_first_layer(self.first_layer)
 
+    @property
+    def starts_from_weights(self) -> bool:
+        """Always: it trains the backbone's own values."""
+        return True
+
     def attach(self, backbone: nn.Module) -> list[Operation]:
         """Makes the existing biases trainable: the identity by construction.
 

@@ -57,6 +57,11 @@ class FedSB(PeftMethod):
                 f"Expected init in {', '.join(get_args(Init))}, got {self.init!r}."
             )
 
+    @property
+    def starts_from_weights(self) -> bool:
+        """Whether A and B are the frozen weight's singular vectors."""
+        return self.init == "svd"
+
     def attach(self, backbone: nn.Module) -> list[Operation]:
         """Puts the three matrices beside the layers; R is a plain linear operation.
 

@@ -33,6 +33,11 @@ class Full(PeftMethod):
     def __post_init__(self) -> None:
         check_first_layer(self.first_layer)
 
+    @property
+    def starts_from_weights(self) -> bool:
+        """Always: it trains the backbone's own values."""
+        return True
+
     def attach(self, backbone: nn.Module) -> list[Operation]:
         """Makes the existing weights trainable: the identity by construction.
 

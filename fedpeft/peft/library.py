@@ -148,6 +148,11 @@ class Lora(_Library):
         check_above_zero(lora_alpha=self.lora_alpha)
         check_first_layer(self.first_layer)
 
+    @property
+    def starts_from_weights(self) -> bool:
+        """Whether it begins with the weight's principal part, or its rows' lengths."""
+        return self.init == "pissa" or self.dora
+
     def _check_layer(self, name: str, smallest: int) -> None:
         _check_rank("rank", self.rank, name, smallest)
 

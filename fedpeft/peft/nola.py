@@ -22,7 +22,7 @@ class Combination(DerivedLinear):
     """A linear layer with the weight ``sum_i c_i W_i`` of fixed, random W_i.
 
     The W_i are a buffer of ``num_bases * inputs * outputs`` values, drawn from torch's
-    global generator: a seed restores them, so that no state holds them.
+    global generator: a seed restores them, so that no trainable state holds them.
 
     Args:
         inputs: features.
@@ -54,9 +54,9 @@ class Nola(PeftMethod):
 
     ``A = sum_i alpha_i A_i`` and ``B = sum_j beta_j B_j``, where alpha and beta alone
     train and travel: ``2 * num_bases`` values a layer, whatever its size and the rank.
-    The A_i and B_j come from the run's seed at every client and are never sent or
-    stored. They take ``4 * num_bases * rank * (in + out)`` bytes of memory a layer: at
-    the defaults 1.5 MiB for one of 768 x 768.
+    The A_i and B_j come from the run's seed at every client and are never sent. In
+    memory, and in the finished run's model, they take ``4 * num_bases * rank * (in +
+    out)`` bytes a layer: at the defaults 1.5 MiB for one of 768 x 768.
 
     Attributes:
         rank: of the product.

@@ -17,6 +17,7 @@ from fedpeft.peft._layers import (
     freeze,
     is_linear_or_norm,
     modules_from,
+    roles_of,
 )
 from fedpeft.peft._pool_query import PoolQuery, choose_first
 from fedpeft.peft._pools import Choice, PooledScaleShift
@@ -90,14 +91,16 @@ class SSFPool(PeftMethod):
         """Puts pools behind the layers, in place, and the query beside them.
 
         Raises:
-            ValueError: if there are more entries than features for orthonormal keys, or
-                the file of keys is not the one expected.
+            ValueError: if there are more entries than features for orthonormal keys,
+                the file of keys is not the one expected, or the architecture is
+                unknown.
         """
         if self.pool_size == 1:
             return SSF(self.first_layer).attach(backbone)
         freeze(backbone)
         check_depth(self.first_layer, backbone)
         stack_of(backbone)
+        roles = roles_of(backbone, "choose ssf")
         choice, operations = Choice(), []
         wanted = modules_from(backbone, self.first_layer, is_linear_or_norm)
         backbone.pool_query = PoolQuery(
@@ -106,6 +109,7 @@ class SSFPool(PeftMethod):
             self.top_k,
             self.first_layer,
             self.head == "pooled",
+            roles.is_causal,
         )
         for name, module in wanted:
             added = PooledScaleShift(choice, self.pool_size, features_of(module))

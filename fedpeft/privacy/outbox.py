@@ -92,6 +92,12 @@ class Outbox:
             if int(path.stem.rpartition("-")[2]) <= until_round:
                 path.unlink()
 
+    def forget(self, run: str, known: set[str]) -> None:
+        """Deletes a run's answers, its newest too, if among the `known` hashes."""
+        for path in self._paths(run):
+            if _read(path).entry.hash in known:
+                path.unlink()
+
     def unknown(self, known: set[str]) -> tuple[list[Entry], int]:
         """Returns the entries of records not among the `known` hashes.
 

@@ -254,6 +254,15 @@ class Release:
         """Deletes answers that the server will not ask for again."""
         self._outbox.discard(run, until_round)
 
+    def forget(self, run: str) -> None:
+        """Deletes the answers and the memory of a run that is over.
+
+        **Guarantees**: the ledger keeps its entries, and an answer that is not in it
+        yet stays, which the next opening will charge.
+        """
+        known = {entry.hash for entry in self._ledger.entries}
+        self._outbox.forget(run, known)
+
     def _answer(self, payload: bytes) -> Answer:
         return Answer(payload, len(self._ledger.entries), self._ledger.head)
 

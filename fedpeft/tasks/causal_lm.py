@@ -132,14 +132,17 @@ class CausalLanguageModelling(Task):
     def complete(self, module: nn.Module, prompt: str, max_tokens: int = 40) -> str:
         """Goes on with a prompt, always by the likeliest token.
 
+        The model never sees more than the last `max_length` tokens: there may be no
+        positions for more.
+
         Without a cache of keys and values: methods that add tokens or choose by the
         prompt need none to be exact.
         """
         device = next(module.parameters()).device
-        ids = self.prompt_ids(prompt)[-self.max_length :]
+        ids = self.prompt_ids(prompt)
         given = len(ids)
         for _ in range(max_tokens):
-            row = torch.tensor([ids], device=device)
+            row = torch.tensor([ids[-self.max_length :]], device=device)
             logits = module(input_ids=row, attention_mask=torch.ones_like(row))
             following = int(logits[0, -1].argmax())
             if following == self.tokenizer.eos_token_id:

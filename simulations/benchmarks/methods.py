@@ -30,7 +30,6 @@ from simulations.benchmarks.measuring import cpu_seconds, interleaved_medians
 from simulations.engine import simulate
 
 METHODS: dict[str, str] = {
-    "full": "{name = 'full'}",
     "head": "{name = 'head'}",
     "bias": "{name = 'bias'}",
     "film": "{name = 'film'}",
@@ -38,6 +37,7 @@ METHODS: dict[str, str] = {
     "lora": "{name = 'lora', rank = 8}",
     "lora, frozen A": "{name = 'lora', rank = 8, freeze_a = true}",
     "bottleneck": "{name = 'bottleneck', width = 8}",
+    "full": "{name = 'full'}",
 }
 TASKS = {
     "text": {

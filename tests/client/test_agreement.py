@@ -9,6 +9,7 @@ import pytest
 from client.agreement import AcceptedPlans, Proposal, budget_in_force, check_limits
 from client.settings import LimitsSection
 from client.terms import terms
+from fedpeft.config import RunConfig
 from fedpeft.errors import RunError
 from tests.helpers import small_config
 
@@ -195,3 +196,30 @@ def test_a_damaged_file_of_an_accepted_plan_is_named(tmp_path: Path) -> None:
     (tmp_path / "accepted" / "x.toml").write_text("[run]\n")
     with pytest.raises(RunError, match=r"Expected an accepted plan in .*x\.toml"):
         AcceptedPlans(tmp_path).largest_budget()
+
+
+def test_the_terms_say_what_is_asked_and_what_is_trained() -> None:
+    rows = dict(terms(_proposal()))
+    assert rows["task"].startswith("text-classification, of ")
+    assert rows["trained"].endswith("and the task's head; the backbone stays as it is")
+    full = dict(terms(_proposal('peft={name = "full"}')))
+    assert full["trained"] == (
+        "full: the backbone's own linear and normalisation layers and the task's head"
+    )
+    images = ("model.task=image-classification", "data.image_size=224")
+    assert dict(terms(_proposal(*images)))["task"] == (
+        "image-classification, of images scaled to 224 x 224 pixels"
+    )
+
+
+def test_the_terms_of_instructions_name_columns_and_no_labels() -> None:
+    table = small_config(Path("notes.jsonl")).model_dump(exclude_none=True)
+    for key in ("text", "label", "labels", "group"):
+        table["data"].pop(key, None)
+    table["data"] |= {"prompt": "ask", "completion": "answer"}
+    table["model"]["task"] = "causal-lm"
+    toml = RunConfig.model_validate(table).to_toml()
+    rows = dict(terms(Proposal("0" * 16, toml, "b" * 64)))
+    assert "labels" not in rows
+    assert rows["prompts and completions"] == "the columns ask and answer"
+    assert "head" not in rows["trained"]

@@ -28,6 +28,7 @@ from client.site import open_site
 from client.terms import terms
 from fedpeft import keys
 from fedpeft.compression import Dense
+from fedpeft.config import RunConfig
 from fedpeft.errors import FedpeftError
 from fedpeft.model import trainable_state
 from server.allowlist import AllowList
@@ -214,6 +215,46 @@ def test_what_the_server_chose_is_not_touched_before_consent(
     AcceptedPlans(tmp_path).accept(plan, terms(plan))
     details, broken = _examine(settings)
     assert not any("consent" in details[what] for what in closed), details
+
+
+@pytest.mark.parametrize(
+    "method",
+    ['{name = "mask", source = "fish", public', '{name = "ssf_pool", keys'],
+)
+def test_a_methods_file_is_not_touched_before_consent(
+    small_reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    chosen = f'peft={method} = "/srv/x", sha256 = "{64 * "0"}"}}'
+    plan = Proposal(RUN, small_config(small_reviews, chosen).to_toml(), "b" * 64)
+    monkeypatch.setattr(check, "receive_proposal", lambda section: (plan, 0))
+    section = ClientSection(
+        server="127.0.0.1:9", name="ward", state=tmp_path, insecure=True
+    )
+    settings = _settings(section, small_reviews, tmp_path)
+    details, broken = _examine(settings)
+    assert broken == ["backbone", "step"]
+    assert details["backbone"] == "Not looked at: it takes the operator's consent."
+    AcceptedPlans(tmp_path).accept(plan, terms(plan))
+    assert "/srv/x, got No such file" in _examine(settings)[0]["backbone"]
+
+
+def test_only_classes_are_counted(small_reviews: Path, tmp_path: Path) -> None:
+    several = tmp_path / "several.csv"
+    several.write_text("text,label\na,x;y\nb,y\nc,\n")
+    labels = ('data.labels=["x", "y"]', "data.multi_label=true")
+    config = small_config(small_reviews, *labels)
+    told = findings.find_data(config, OwnDataSection(path=several))
+    assert told.startswith("several: 3 rows, 1 x, 2 y;")
+    notes = tmp_path / "notes.csv"
+    notes.write_text("prompt,completion\na,b\n")
+    table = config.model_dump(exclude_none=True)
+    table["model"]["task"] = "causal-lm"
+    for key in ("text", "label", "labels", "multi_label"):
+        del table["data"][key]
+    table["data"]["completion"] = "completion"
+    config = RunConfig.model_validate(table)
+    told = findings.find_data(config, OwnDataSection(path=notes))
+    assert told.startswith("notes: 1 rows;")
 
 
 def test_a_finding_is_a_printable_line(

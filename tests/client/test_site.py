@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from client.answer import answer
 from client.holding import read_own, read_records
@@ -15,6 +16,7 @@ from client.settings import OwnDataSection
 from client.site import open_site
 from fedpeft.compression import Dense
 from fedpeft.config import RunConfig
+from fedpeft.data import Completion
 from fedpeft.errors import ConfigError, DataError, LedgerError
 from fedpeft.model import trainable_state
 from fedpeft.privacy import verify
@@ -140,3 +142,47 @@ def test_the_ledger_goes_on_when_rows_are_added(reviews: Path, tmp_path: Path) -
     assert (reply.code, reply.payload) == ("ledger-refused", b"")
     with pytest.raises(LedgerError, match="belongs to ward-7, not to ward-8"):
         renamed.check_state(state)
+
+
+def _instructions(path: Path, **data: str) -> RunConfig:
+    table = small_config(path).model_dump(exclude_none=True)
+    for key in ("text", "label", "labels", "group"):
+        del table["data"][key]
+    table["data"] |= data
+    table["model"]["task"] = "causal-lm"
+    return RunConfig.model_validate(table)
+
+
+def test_prompts_are_found_by_the_clients_own_columns(tmp_path: Path) -> None:
+    path = tmp_path / "notes.csv"
+    path.write_text("ask,answer\nhello,yes\n")
+    config = _instructions(path, completion="completion")
+    own = OwnDataSection(path=path, prompt="ask", completion="answer")
+    records = read_records(config, own)
+    assert records.examples.contents == (Completion("hello", "yes"),)
+    scenario = _instructions(path, prompt="ask", completion="answer")
+    same = read_records(scenario, OwnDataSection(path=path))
+    assert same.examples.contents == records.examples.contents
+
+
+def test_a_client_describes_its_own_labels_and_images(
+    reviews: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "several.csv"
+    path.write_text("text,label\na,rotten|fresh\n")
+    config = small_config(reviews, "data.multi_label=true")
+    own = OwnDataSection(path=path, label_separator="|")
+    assert read_records(config, own).examples.labels.tolist() == [[1, 1]]
+    with pytest.raises(
+        ConfigError, match="completion: expected none, since the plan's"
+    ):
+        read_records(config, OwnDataSection(path=path, completion="label"))
+    scans = tmp_path / "scans"
+    (scans / "fresh").mkdir(parents=True)
+    Image.new("RGB", (2, 2)).save(scans / "fresh/a.png")
+    (scans / "fresh/b.png").write_text("no image")
+    config = small_config(reviews)
+    with pytest.raises(DataError, match="1 of 2 images cannot be read"):
+        read_records(config, OwnDataSection(path=scans))
+    records = read_records(config, OwnDataSection(path=scans, unreadable="skip"))
+    assert records.examples.labels.tolist() == [1]

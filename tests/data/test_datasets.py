@@ -67,10 +67,17 @@ def test_persons_are_asked_of_a_data_set_that_knows_none(rotten_tomatoes: Path) 
         load(section(person="critic"))
 
 
-@pytest.mark.parametrize("key", ["text", "label", "group"])
+@pytest.mark.parametrize(
+    "key", ["text", "label", "group", "prompt", "completion", "label_separator"]
+)
 def test_columns_of_a_known_data_set_cannot_be_set(key: str) -> None:
     with pytest.raises(ConfigError, match=rf"\[data\] {key}: describes a file"):
         load(section(**{key: "other"}))
+
+
+def test_a_known_data_set_has_no_unreadable_images() -> None:
+    with pytest.raises(ConfigError, match=r"unreadable: describes a folder of images"):
+        load(section(unreadable="skip"))
 
 
 def make() -> Examples:

@@ -280,3 +280,45 @@ def test_label_declared_twice_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "train.csv", ROWS)
     with pytest.raises(ConfigError, match="expected each label once, got 1, 2, 1"):
         read(path, labels=("1", "2", "1"))
+
+
+@pytest.mark.parametrize(
+    ("keys", "key"),
+    [
+        ({"unreadable": "skip"}, "unreadable"),
+        ({"prompt": "review"}, "prompt"),
+        ({"labels": None, "completion": "stars"}, "text"),
+        ({"labels": None, "completion": "stars", "text": "text"}, "label"),
+    ],
+)
+def test_keys_of_another_kind_of_source_are_refused(
+    tmp_path: Path, keys: dict[str, object], key: str
+) -> None:
+    path = write(tmp_path / "train.jsonl", ROWS)
+    with pytest.raises(ConfigError, match=rf"\[data\] {key}: describes .*, got a file"):
+        read(path, **keys)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_missing_column_of_prompts_names_its_key(tmp_path: Path, suffix: str) -> None:
+    path = write(tmp_path / f"train{suffix}", ROWS)
+    section = DataSection(path=str(path), prompt="revue", completion="site")
+    with pytest.raises(
+        DataError, match=r"'review'\? Name the column by \[data\] prompt"
+    ):
+        load(section)
+
+
+def test_persons_are_kept_whole_until_there_are_enough(tmp_path: Path) -> None:
+    rows = [{"review": str(i), "stars": 1, "guest": i // 4} for i in range(20)]
+    path = write(tmp_path / "train.csv", rows)
+    examples = read(path, person="guest", max_examples=6)
+    assert examples.persons is not None
+    assert len(examples) == 8
+    assert {examples.persons.count(guest) for guest in examples.persons} == {4}
+
+
+@pytest.mark.parametrize("key", ["image_size", "max_length"])
+def test_sizes_that_would_fill_the_memory_are_refused(key: str) -> None:
+    with pytest.raises(ValueError, match=key):
+        DataSection.model_validate({"name": "mnist", key: 10**6})

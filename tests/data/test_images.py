@@ -15,7 +15,7 @@ from PIL import Image
 from fedpeft.data import Examples, load, partition, split
 from fedpeft.data.image_folder import read
 from fedpeft.data.images import MAX_PIXELS, read_image
-from fedpeft.errors import DataError
+from fedpeft.errors import ConfigError, DataError
 from fedpeft.sections import DataSection, PartitionSection
 
 RED, WHITE, BLUE = [255, 0, 0], [255, 255, 255], [0, 0, 255]
@@ -126,6 +126,18 @@ def test_photo_taken_with_a_turned_camera_is_upright(tmp_path: Path) -> None:
     array = np.array([[RED, BLUE]], dtype=np.uint8)
     path = save(tmp_path / "a.png", array, exif=turned)
     assert read_image(path).tolist() == [[RED], [BLUE]]
+
+
+@pytest.mark.parametrize("ending", ["png", "tiff"])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_grey_images_taken_with_a_turned_camera_are_upright(
+    tmp_path: Path, ending: str, kind: type[np.unsignedinteger]
+) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    array = np.array([[0, np.iinfo(kind).max]], dtype=kind)
+    path = save(tmp_path / f"a.{ending}", array, exif=turned)
+    assert read_image(path)[..., 0].tolist() == [[0], [255]]
 
 
 def test_format_is_told_by_the_content(tmp_path: Path) -> None:
@@ -275,3 +287,36 @@ def test_folder_that_does_not_fit_says_why(
         read(folder / "cat/b.png", ("cat", "dog"), unreadable)
     with pytest.raises(DataError, match="at least one image in a label's folder"):
         read(folder / "dog", ("cat", "dog"), unreadable)
+
+
+@pytest.mark.parametrize(
+    "label", ["../private/album", "..", ".", "", ".ssh", "/etc", "a/b", "a\\b", "a\0b"]
+)
+def test_label_leads_nowhere_but_into_the_folder(folder: Path, label: str) -> None:
+    save(folder / "../private/album/x.png", PIXEL)
+    with pytest.raises(DataError) as caught:
+        read(folder / "nowhere", ("cat", label), "fatal")
+    assert f"got {label!r}; correct [data] labels." in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("text", "review"),
+        ("label", "stars"),
+        ("group", "site"),
+        ("person", "patient"),
+        ("multi_label", True),
+        ("label_separator", "|"),
+        ("prompt", "ask"),
+    ],
+)
+def test_folder_of_images_has_no_columns(
+    folder: Path, key: str, value: str | bool
+) -> None:
+    given = {"path": str(folder), "labels": ("cat", "dog"), key: value}
+    with pytest.raises(ConfigError, match=rf"\[data\] {key}: .*, got a folder of im"):
+        load(DataSection.model_validate(given))
+    with pytest.raises(ConfigError, match=r"\[data\] completion: .*, got a folder"):
+        load(DataSection(path=str(folder), completion="answer"))

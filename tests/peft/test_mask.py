@@ -1,6 +1,7 @@
 """Masks: what they add, from which public scores, and what they refuse."""
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fedpeft.peft import Mask
+from fedpeft.peft import Mask, _pinned
 from fedpeft.peft.mask import Masked
 from fedpeft.peft.scores import (
     fisher_scores,
@@ -151,3 +152,17 @@ def test_a_mask_too_full_for_the_peft_library_is_refused() -> None:
     method.attach(backbone)
     with pytest.raises(ValueError, match=r"at most 1024 entries .* export it merged"):
         method.to_peft(backbone)
+
+
+def test_only_a_regular_file_of_some_size_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)  # whose reader would wait for ever
+    with pytest.raises(ValueError, match=r"public scores .*pipe, got no regular file"):
+        Mask(source="fish", public=str(pipe), sha256="00").attach(tiny_bert())
+    monkeypatch.setattr(_pinned, "MAX_BYTES", 3)
+    large = tmp_path / "large"
+    large.write_bytes(b"four")
+    with pytest.raises(ValueError, match="with at most 3 bytes, got 4: correct"):
+        Mask(source="fish", public=str(large), sha256="00").attach(tiny_bert())

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoConfig, AutoModel, DynamicCache
 
+from fedpeft.interfaces import PeftMethod
 from fedpeft.peft import (
     IA3,
     SSF,
@@ -18,8 +19,10 @@ from fedpeft.peft import (
     Full,
     Head,
     Lora,
+    Nola,
     Prefix,
     Prompt,
+    SSFPool,
     TokenRows,
     Vera,
 )
@@ -359,3 +362,21 @@ def test_a_backbone_without_what_a_method_trains_is_refused() -> None:
             method.attach(nn.Linear(4, 4))
     with pytest.raises(ValueError, match="token_ids < 64"):
         TokenRows(token_ids=(64,)).attach(tiny_bert())
+
+
+@pytest.mark.parametrize(
+    ("method", "size"),
+    [
+        (Vera, "rank"),
+        (Nola, "num_bases"),
+        (SSFPool, "pool_size"),
+        (Bottleneck, "width"),
+        (Prompt, "length"),
+        (Prefix, "length"),
+    ],
+)
+def test_a_size_that_would_fill_the_memory_is_refused(
+    method: type[PeftMethod], size: str
+) -> None:
+    with pytest.raises(ValueError, match=f"Expected {size} <= 65536, got 65537"):
+        method(**{size: 65_537})

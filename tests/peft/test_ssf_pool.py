@@ -208,6 +208,13 @@ def test_a_query_is_the_mean_the_class_token_or_the_last_token() -> None:
                 assert torch.allclose(query, expected, atol=1e-6)
 
 
+def test_an_unknown_architecture_does_not_tell_which_token_sees_all() -> None:
+    backbone = tiny_bert()
+    backbone.config.model_type = "new"
+    with pytest.raises(ValueError, match=r"of type bert, .* got 'new': choose ssf"):
+        POOL.attach(backbone)
+
+
 def test_the_nearest_keys_after_the_centre_are_chosen() -> None:
     keys = Keys(torch.eye(3), torch.tensor([5.0, 5.0, 5.0]))
     query = PoolQuery(keys, Choice(), 2)

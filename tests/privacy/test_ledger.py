@@ -141,6 +141,21 @@ def test_acknowledged_answers_go_and_the_newest_stays(state: Path) -> None:
         release.repeat(Question("run", 1, "request-1"))
 
 
+def test_a_run_that_is_over_is_forgotten_but_not_what_it_spent(state: Path) -> None:
+    _release(state, 1, run="other")
+    with _open(state) as release:
+        release.forget("run")
+    records = Outbox(state, SOURCE).records()
+    assert [record.entry.run for record in records] == ["other"]
+    assert len(verify(state, SOURCE).entries) == 3
+
+
+def test_an_answer_that_is_not_charged_yet_is_not_forgotten(state: Path) -> None:
+    first, _ = verify(state, SOURCE).entries
+    Outbox(state, SOURCE).forget("run", {first.hash})
+    assert [record.entry.round for record in Outbox(state, SOURCE).records()] == [2]
+
+
 def test_the_cap_of_the_plan_holds(tmp_path: Path) -> None:
     for server_round in range(1, 5):
         _release(tmp_path, server_round)

@@ -135,3 +135,15 @@ def test_the_real_model_answers_in_its_own_turns(smollm2: Path) -> None:
     start = int(encoded.labels[0])
     told = encoded.inputs[0][start:]
     assert real.tokenizer.decode(told) == "Paris<|im_end|>"
+
+
+def test_what_the_model_sees_never_outgrows_the_row() -> None:
+    module, seen = model(), []
+    with torch.no_grad():
+        module.output.weight.zero_()
+    module.backbone.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["input_ids"][0].tolist()),
+        with_kwargs=True,
+    )
+    assert task(4).complete(module, "bcdef", max_tokens=3) == "aaa"
+    assert seen == [[2, 3, 4, 5], [3, 4, 5, 0], [4, 5, 0, 0]]
