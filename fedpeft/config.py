@@ -32,6 +32,7 @@ from fedpeft.sections import (
     Section,
     TrainingSection,
 )
+from fedpeft.sizes import derive_sizes
 from fedpeft.wording import nearest, one_line
 
 T = TypeVar("T")
@@ -53,6 +54,12 @@ class RunConfig(Section):
     privacy: PrivacySection = PrivacySection()
     compression: CompressionSection = CompressionSection(name="dense")
     aggregation: AggregationSection = AggregationSection(name="mean")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sizes_follow(cls, table: Any) -> Any:
+        """Derives what a scenario leaves open, from public constants alone."""
+        return derive_sizes(table) if isinstance(table, dict) else table
 
     @model_validator(mode="after")
     def _cohort_fits(self) -> "RunConfig":

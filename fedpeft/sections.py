@@ -74,6 +74,8 @@ class DataSection(Section):
             named and counted; for a folder of images given by `path`.
         max_examples: keep only so many, drawn by `split_seed`. Where there are persons,
             they are drawn, each whole, until the number is reached.
+            Where `nominal_examples` is not given, it is a client's equal share of what
+            these leave to training.
         max_length: tokens of a text, or of prompt and completion.
         image_size: to which images are scaled; None takes the backbone's own.
     """
@@ -178,7 +180,8 @@ class TrainingSection(Section):
         local_epochs: passes over the nominal number of examples, so the number of steps
             is public; a fraction is allowed.
         batch_size: nominal: the divisor; Poisson batches vary around it. For unit
-            ``person`` it counts persons.
+            ``person`` it counts persons. ``"nominal"`` in a file stands for all of
+            `nominal_examples`.
         max_physical_batch: examples that pass through the model at once.
         dropout: whether the backbone's own dropout is on while training.
         precision: of the forward and backward pass; parameters stay fp32.

@@ -127,3 +127,26 @@ def test_build_checks_names_keys_and_values() -> None:
 def test_every_shipped_scenario_loads(name: str) -> None:
     config = RunConfig.from_file(find_scenario(name))
     assert RunConfig.from_toml(config.to_toml()).hash == config.hash
+
+
+def test_one_key_makes_a_scenario_larger() -> None:
+    path = find_scenario("images")
+    small = RunConfig.from_file(path)
+    assert (small.data.nominal_examples, small.training.batch_size) == (400, 400)
+    full = RunConfig.from_file(path, ["data.max_examples=70000"])
+    assert (full.data.nominal_examples, full.training.batch_size) == (2800, 2800)
+    assert RunConfig.from_toml(full.to_toml()).hash == full.hash
+
+
+def test_a_nominal_number_that_is_given_stands() -> None:
+    overrides = ["data.nominal_examples=300", "data.max_examples=5000"]
+    config = RunConfig.from_file(find_scenario("images"), overrides)
+    assert (config.data.nominal_examples, config.training.batch_size) == (300, 300)
+
+
+def test_sizes_that_are_no_numbers_are_one_line() -> None:
+    path = find_scenario("images")
+    with pytest.raises(ConfigError, match=r"\[data\] max_examples: .*got 'all'"):
+        RunConfig.from_file(path, ["data.max_examples='all'"])
+    with pytest.raises(ConfigError, match=r"\[training\] batch_size: "):
+        RunConfig.from_toml(TOML.replace("batch_size = 32", 'batch_size = "all"'))

@@ -18,6 +18,7 @@ CORE = {
     "assets",
     "wording",
     "passes",
+    "sizes",
 }
 # Who may import whom inside the library; a room may always import itself and the core.
 ALLOWED = {
