@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,17 +65,19 @@ def load_backbone(name: str, task: str = "text-classification") -> Backbone:
     """
     source = _source(name)
     transformers_logging.disable_progress_bar()  # in a second's load it is noise
+    transformers_logging.set_verbosity_error()  # what is missing is our own error
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # five retries too
     local = not name.startswith(_HUB)
     is_causal = task == "causal-lm"
     kind = AutoModelForCausalLM if is_causal else AutoModel
     try:
-        model = kind.from_pretrained(
+        model, report = kind.from_pretrained(
             source,
             local_files_only=local,
             use_safetensors=True,
             dtype=torch.float32,
             attn_implementation=_attention(),
+            output_loading_info=True,
         )
         tokenizer = None
         is_image = hasattr(model.config, "patch_size")
@@ -85,6 +88,7 @@ def load_backbone(name: str, task: str = "text-classification") -> Backbone:
         raise ConfigError(
             f"[model] backbone: cannot load {name!r}: {reason}."
         ) from None
+    _check_whole(name, report["missing_keys"])
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # unused by any task, hence without a gradient
     model.requires_grad_(False)
@@ -99,6 +103,21 @@ def load_backbone(name: str, task: str = "text-classification") -> Backbone:
         model.get_output_embeddings() if is_causal else None,
         **channels,
     )
+
+
+def _check_whole(name: str, missing: Iterable[str]) -> None:
+    """Refuses weights that were drawn because the checkpoint has none; but a pooler's.
+
+    Raises:
+        ConfigError: names one.
+    """
+    drawn = sorted(key for key in missing if not key.startswith("pooler."))
+    if drawn:
+        raise ConfigError(
+            f"[model] backbone: expected all weights for the task in {name!r}, got "
+            f"none for {drawn[0]} and {len(drawn) - 1} others: choose a backbone that "
+            "was trained for it."
+        )
 
 
 def _channels(source: str, local: bool) -> dict[str, tuple[float, ...]]:

@@ -74,3 +74,11 @@ def test_a_name_of_the_hub_is_never_a_folder_here(
     os.makedirs("org/tiny")
     with pytest.raises(ConfigError, match="which is a file or folder here, too"):
         load_backbone("hub:org/tiny", IMAGES)
+
+
+def test_weights_that_no_checkpoint_holds_are_refused(minilm: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"all weights .* got none for cls\."
+    ) as caught:
+        load_backbone("minilm", "causal-lm")
+    assert "\n" not in str(caught.value)
