@@ -32,12 +32,12 @@ from simulations.engine import simulate
 METHODS: dict[str, str] = {
     "head": "{name = 'head'}",
     "bias": "{name = 'bias'}",
-    "film": "{name = 'film'}",
+    "lora, frozen A": "{name = 'lora', rank = 8, freeze_a = true}",
+    "full": "{name = 'full'}",
     "ssf": "{name = 'ssf'}",
     "lora": "{name = 'lora', rank = 8}",
-    "lora, frozen A": "{name = 'lora', rank = 8, freeze_a = true}",
+    "film": "{name = 'film'}",
     "bottleneck": "{name = 'bottleneck', width = 8}",
-    "full": "{name = 'full'}",
 }
 TASKS = {
     "images": {
@@ -208,8 +208,8 @@ def main() -> None:
     tasks = arguments.task or list(TASKS)
     for seed in range(arguments.seeds):
         for task in tasks:
-            for privacy in RATES:
-                for method in METHODS:
+            for method in METHODS:
+                for privacy in RATES:
                     _fill(table, Cell(task, method, privacy, seed))
     for task in tasks:
         for privacy in RATES:
