@@ -55,6 +55,7 @@ def terms(proposal: Proposal, earlier: tuple[float, float] | None = None) -> Ter
         ("backbone", f"{config.model.backbone}, fingerprint {proposal.backbone}"),
         ("leaves this site", _leaving(config)),
         ("stays here", _staying(config)),
+        ("kept for an auditor", _recorded(config)),
         ("hash of all this", proposal.hash),
     ]
     return [(name, printable(value, _LONGEST)) for name, value in rows]
@@ -166,6 +167,15 @@ def _leaving(config: RunConfig) -> str:
             "many releases the ledger holds, and its newest hash"
         )
     return f"{update}, or a code from a fixed list; the number of examples"
+
+
+def _recorded(config: RunConfig) -> str:
+    if not config.audit.record:
+        return "nothing"
+    return (
+        "every update that leaves this site, as it comes to the server, encrypted for "
+        f"the owner of the key {config.audit.auditor}"
+    )
 
 
 def _staying(config: RunConfig) -> str:

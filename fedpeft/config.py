@@ -20,6 +20,7 @@ from pydantic import TypeAdapter, ValidationError, model_validator
 from fedpeft.errors import ConfigError
 from fedpeft.sections import (
     AggregationSection,
+    AuditSection,
     CohortSection,
     Component,
     CompressionSection,
@@ -54,6 +55,7 @@ class RunConfig(Section):
     privacy: PrivacySection = PrivacySection()
     compression: CompressionSection = CompressionSection(name="dense")
     aggregation: AggregationSection = AggregationSection(name="mean")
+    audit: AuditSection = AuditSection()
 
     @model_validator(mode="before")
     @classmethod
@@ -153,6 +155,16 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _recording_fits(self) -> "RunConfig":
+        if self.audit.record and self.cohort.sampling != "rotation":
+            raise ValueError(
+                "expected no [audit] record beside [cohort] sampling = "
+                f"{self.cohort.sampling!r}: who was drawn is a secret, and what is "
+                "kept would tell it"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _sharing_fits(self) -> "RunConfig":
         if self.peft.share is None:
             return self
@@ -215,6 +227,11 @@ class RunConfig(Section):
             raise ConfigError(f"Expected a TOML file: {error}.") from None
         for override in overrides:
             _override(table, override)
+        return cls.from_table(table)
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any]) -> "RunConfig":
+        """Reads a file's content, already parsed; see :meth:`from_toml`."""
         _check_values(table)
         try:
             return cls.model_validate(table)

@@ -281,3 +281,49 @@ class AggregationSection(Component):
 
     name: str = "mean"
     server_optimizer: Component | None = None
+
+
+class AuditSection(Section):
+    """``[audit]``: what is kept for an auditor, and what an audit tries.
+
+    Attributes:
+        record: whether the server keeps every answer as it came, encrypted.
+        auditor: the public key that it is encrypted for, as ``fedpeft keys auditor``
+            prints it; its owner alone can read the answers.
+        attacks: by id, each with its hyperparameters; None tries all that fit. A name
+            alone stands for a table with that name.
+        victims: clients that are attacked, at most.
+        rounds: of a run that are replayed, at most.
+        decoys: public records among which the right one is to be found.
+        non_members: public records of which an attack asks whether they took part.
+        dp_seconds: that experiments against the claimed epsilon may take.
+        surface: keys such as ``"peft.rank"``, or whole sections, each with the values
+            that a leakage surface tries; every combination is one cell.
+    """
+
+    record: bool = False
+    auditor: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    attacks: tuple[Component, ...] | None = None
+    victims: int = Field(default=50, ge=2)
+    rounds: int = Field(default=4, ge=1)
+    decoys: int = Field(default=1000, ge=1)
+    non_members: int = Field(default=100, ge=1)
+    dp_seconds: float = Field(default=60.0, gt=0)
+    surface: dict[str, tuple[Any, ...]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_are_tables(cls, table: Any) -> Any:
+        if not isinstance(table, dict) or not isinstance(table.get("attacks"), list):
+            return table
+        named = [{"name": a} if isinstance(a, str) else a for a in table["attacks"]]
+        return {**table, "attacks": named}
+
+    @model_validator(mode="after")
+    def _recorded_for_somebody(self) -> "AuditSection":
+        if self.record and self.auditor is None:
+            raise ValueError(
+                "expected auditor = 'a public key' beside record = true: answers are "
+                "kept for its owner alone; make one with `fedpeft keys auditor NAME`"
+            )
+        return self

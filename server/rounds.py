@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from flwr.serverapp import Grid
 
+from client.messages import TrainReply
 from fedpeft.compression import COMPRESSORS
 from fedpeft.config import RunConfig
 from fedpeft.durable import append_durably, write_atomically
@@ -91,6 +92,7 @@ def _run_round(
     for client in asked:
         progress.asked[client] = progress.asked.get(client, 0) + 1
     replies = exchange(grid, server, requests)
+    _record(server, server_round, state.to_bytes(), replies)
     tally = Tally(dict.fromkeys(cohort, SILENT))
     updates = decode_updates(server, progress, replies, tally)
     try:
@@ -115,6 +117,19 @@ def _run_round(
         facts = dict.fromkeys(facts)
     metric = metrics.pop(server.model.task.metric, None)
     return {"round": server_round, **facts, "metric": metric, "others": metrics}
+
+
+def _record(
+    server: Server, server_round: int, state: bytes, replies: dict[int, TrainReply]
+) -> None:
+    """Keeps for the auditor what went out and what came, before anything is done."""
+    if server.recorder is None:
+        return
+    server.recorder.state(server_round, state)
+    for client, reply in replies.items():
+        header = dict(vars(reply))
+        payload = header.pop("payload")
+        server.recorder.answer(server_round, client, header, payload)
 
 
 def _cohort(server: Server, progress: Progress, server_round: int) -> list[int]:

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from fedpeft.aggregation import build_aggregator
+from fedpeft.audit.recording import Recorder
 from fedpeft.compression import COMPRESSORS
 from fedpeft.config import RunConfig, build
 from fedpeft.data import Encoded, Examples, check_classes, load, split
@@ -68,6 +69,14 @@ class Server:
         training = self.config.training
         file = feature_file(training)
         return keep_features(self.model, self.held_out, training.precision, file)
+
+    @cached_property
+    def recorder(self) -> Recorder | None:
+        """Keeps what comes and goes for the auditor, where one is named."""
+        audit = self.config.audit
+        if not audit.record or audit.auditor is None:
+            return None
+        return Recorder(self.output, self.run, audit.auditor)
 
     @property
     def secrets(self) -> SecretFile:

@@ -15,6 +15,7 @@ from fedpeft.menus import check_variants
 from fedpeft.privacy import data_sources, make_plan, read_memory, verify
 from fedpeft.tensors import Tensors
 from server.app import serve
+from server.checkpoint import Progress
 from server.rundir import claimed, resolve
 from server.runtime import Runtime
 from simulations.grid import InProcessGrid
@@ -22,7 +23,11 @@ from simulations.workers import WorkerPool
 
 
 def simulate(
-    config: RunConfig, output: Path, *, resume: bool = False
+    config: RunConfig,
+    output: Path,
+    *,
+    resume: bool = False,
+    most_rounds: int | None = None,
 ) -> dict[str, Any]:
     """Runs all clients and the server; returns the content of ``result.json``.
 
@@ -30,8 +35,11 @@ def simulate(
         config: as read; with `resume`, equal to the one the run was started with.
         output: the run directory. A new run needs it to be new or empty.
         resume: go on from the last complete round.
+        most_rounds: stop after so many, whatever the configuration plans; None runs
+            them all.
 
     Raises:
+        RunStopped: if `most_rounds` ended it; they are on disk.
         FedpeftError: one line that says what stopped the run.
     """
     check_variants(config)
@@ -43,6 +51,7 @@ def simulate(
         torch.set_num_threads(1)
         set_identity()
         shared = {"config": config.to_toml(), "state": str(state)}
+        progress: list[Progress] = []
         pool = WorkerPool(config.run.workers, shared)
         try:
             grid = InProcessGrid(pool, config.partition.num_clients)
@@ -55,10 +64,17 @@ def simulate(
                     spent=lambda: _worst_client(config, state),
                     workers_memory=pool.peak_memory_bytes,
                     local_parts=lambda: _local_parts(config, state),
+                    watch=progress.append,
+                    should_stop=lambda: _is_enough(progress, most_rounds),
                 ),
             )
         finally:
             pool.close()
+
+
+def _is_enough(progress: list[Progress], most_rounds: int | None) -> bool:
+    done = progress[-1].server_round if progress else 0
+    return most_rounds is not None and done >= most_rounds
 
 
 def _check_state(config: RunConfig, state: Path) -> None:

@@ -41,8 +41,12 @@ ALLOWED = {
     "planner": {"privacy"},
     "search": {"peft"},
     "forecast": {"planner", "privacy"},
+    "attacks": {"data", "model", "tasks"},
+    "audit": {"attacks", "backbone", "data", "doctor", "evaluation", "features"}
+    | {"keys", "menus", "model", "planner", "privacy", "report", "scenarios"}
+    | {"tasks", "training", "aggregation", "compression", "peft"},
     "cli": {"doctor", "forecast", "keys", "menus", "planner", "privacy", "report"}
-    | {"export", "scenarios", "search"},
+    | {"attacks", "audit", "export", "scenarios", "search"},
 }
 HEAVY = {
     "flwr": {"client", "server", "simulations"},

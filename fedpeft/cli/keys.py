@@ -108,6 +108,17 @@ def signing(name: Name, folder: Folder = Path("keys")) -> None:
     print(f"Wrote {path.with_suffix('.key')}: it stays here.")
 
 
+@app.command("auditor")
+def auditor(name: Name, folder: Folder = Path("keys")) -> None:
+    """Make a key that opens what a run keeps for its auditor."""
+    from fedpeft import keys
+
+    path, public = keys.create_auditor(folder, name)
+    print("A run keeps its answers for you with these lines under [audit]:")
+    print(f'record = true\nauditor = "{public}"')
+    print(f"Wrote {path}: it stays with you; without it nobody can read them.")
+
+
 def _report(made: "Issued", advice: str) -> None:
     print(f"Wrote {made.path}, valid until {made.expires:%Y-%m-%d}: {advice}.")
 

@@ -36,6 +36,11 @@ class Encoded:
             persons=None if self.persons is None else self.persons[chosen],
         )
 
+    def joined(self, others: "Encoded") -> "Encoded":
+        """Returns these examples and then `others`; whose they are is left out."""
+        labels = torch.cat([self.labels, others.labels])
+        return Encoded([*self.inputs, *others.inputs], labels)
+
     def units(self, by_person: bool) -> list[list[int]]:
         """Returns the units of privacy, each as the indices of its examples, ascending.
 

@@ -33,6 +33,12 @@ from fedpeft.privacy.release import (
     RequestConflict,
     open_release,
 )
+from fedpeft.privacy.trade_off import (
+    TradeOff,
+    gaussian_trade_off,
+    reconstruction_bound,
+    trade_off,
+)
 
 __all__ = [
     "ENROLMENT",
@@ -57,17 +63,21 @@ __all__ = [
     "RequestConflict",
     "SecureRandomness",
     "SeededRandomness",
+    "TradeOff",
     "admits",
     "adopt",
     "calibrate",
     "data_sources",
     "epsilon",
+    "gaussian_trade_off",
     "make_plan",
     "noise_ahead",
     "open_ledger",
     "open_release",
     "poisson_batch",
     "read_memory",
+    "reconstruction_bound",
     "sample",
+    "trade_off",
     "verify",
 ]

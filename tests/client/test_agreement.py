@@ -107,7 +107,15 @@ def test_the_terms_say_what_is_promised_and_what_leaves() -> None:
     assert rows["backbone"] == f"minilm, fingerprint {'b' * 64}"
     assert "compressed by ternary" in rows["leaves this site"]
     assert "number" in rows["stays here"]
+    assert rows["kept for an auditor"] == "nothing"
     assert rows["hash of all this"] == plan.hash
+
+
+def test_the_terms_say_who_will_read_what_is_recorded() -> None:
+    key = 64 * "a"
+    rows = dict(terms(_proposal("audit.record=true", f"audit.auditor='{key}'")))
+    assert rows["kept for an auditor"].startswith("every update that leaves this site")
+    assert rows["kept for an auditor"].endswith(key)
 
 
 def test_the_terms_warn_in_plain_words() -> None:

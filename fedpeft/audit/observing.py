@@ -1,0 +1,67 @@
+"""From the bytes of a run to observations: what each adversary saw of each client."""
+
+import torch
+
+from fedpeft.attacks.attack import Seen
+from fedpeft.audit.recording import Records
+from fedpeft.compression import COMPRESSORS
+from fedpeft.config import RunConfig, build
+from fedpeft.interfaces import Compressor, Payload
+from fedpeft.model import TaskModel, shared_state
+from fedpeft.tensors import Tensors
+
+
+def seen_by_client(
+    records: Records, config: RunConfig, model: TaskModel
+) -> dict[int, tuple[Seen, ...]]:
+    """Returns each client's rounds, in order, decoded as the server decodes them.
+
+    An answer that carried no update is left out.
+
+    Raises:
+        InvalidPayload: if a record holds bytes that are no update of this model.
+    """
+    template = shared_state(model)
+    compressor = build(COMPRESSORS, config.compression, "compression")
+    dense = COMPRESSORS["dense"]()
+    states = {
+        server_round: _decode(dense, payload, template)
+        for server_round, payload in records.states.items()
+    }
+    seen: dict[int, list[Seen]] = {}
+    for answer in records.answers:
+        if not answer.payload:
+            continue
+        update = _decode(compressor, answer.payload, template)
+        part = Seen(answer.server_round, states[answer.server_round], update)
+        seen.setdefault(answer.client, []).append(part)
+    return {client: tuple(parts) for client, parts in sorted(seen.items())}
+
+
+def _decode(compressor: Compressor, payload: bytes, like: Tensors) -> Tensors:
+    return compressor.decompress(Payload.from_bytes(payload), like)
+
+
+def aggregate(clients: list[tuple[Seen, ...]]) -> tuple[Seen, ...]:
+    """Returns the mean update of each round: what is seen where only a sum is.
+
+    Args:
+        clients: each client's rounds, of the same rounds for all.
+
+    Raises:
+        ValueError: if a client is missing in a round.
+    """
+    rounds = [tuple(part.server_round for part in parts) for parts in clients]
+    if len(set(rounds)) != 1:
+        raise ValueError("Expected all clients in the same rounds, got others.")
+    return tuple(
+        Seen(
+            parts[0].server_round,
+            parts[0].state,
+            {
+                name: torch.stack([part.update[name] for part in parts]).mean(0)
+                for name in parts[0].update
+            },
+        )
+        for parts in zip(*clients, strict=True)
+    )

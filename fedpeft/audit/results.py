@@ -1,0 +1,236 @@
+"""What an audit finds, before it is put into words: plain records, all numbers.
+
+Two columns of evidence are never mixed: ``this-run`` is read from the run itself,
+``replay`` was measured on the same configuration and code with public data and canaries.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fedpeft.attacks.threats import ThreatModel
+
+Column = Literal["this-run", "replay"]
+
+COLUMNS: dict[Column, str] = {
+    "this-run": "read from this run's own records",
+    "replay": "measured on public data, with the same configuration and code",
+}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its 95 % interval.
+
+    Attributes:
+        value: the mean.
+        low: lower limit.
+        high: upper limit.
+        method: how the limits were found, such as ``Clopper-Pearson``.
+    """
+
+    value: float
+    low: float
+    high: float
+    method: str
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """What one attack achieved, beside its controls.
+
+    Attributes:
+        attack: its id in the menu.
+        column: where the observations come from.
+        threat: what it was granted.
+        units: metric -> ``share``, ``dB``, ``bits`` or ``""``; the first is its
+            headline.
+        victims: how many clients were attacked.
+        records: how many records were guessed at.
+        metrics: by name.
+        baseline: by name: the best guess without any observation.
+        prior_only: by name: the same attack on another client's update.
+        difference: by name: attack minus prior-only control, paired by victim.
+        settings: the attack's hyperparameters, and what was varied.
+        seconds: of wall time.
+        misfit: why it could not be tried; then there are no metrics. None if it was.
+    """
+
+    attack: str
+    column: Column
+    threat: ThreatModel
+    units: dict[str, str]
+    victims: int
+    records: int
+    metrics: dict[str, Estimate]
+    baseline: dict[str, Estimate]
+    prior_only: dict[str, Estimate]
+    difference: dict[str, Estimate]
+    settings: dict[str, object]
+    seconds: float
+    misfit: str | None = None
+
+
+@dataclass(frozen=True)
+class BoundResult:
+    """One lower bound on epsilon, from canaries.
+
+    Attributes:
+        bound: its name, such as ``clopper-pearson`` or ``one-run``.
+        epsilon: at least this, with confidence ``1 - alpha``.
+        ceiling: the most that so many canaries could ever show.
+        alpha: its own, family-wise where several are tested.
+        is_estimate: true where the figure is asymptotic, and no bound.
+        assumption: what it rests on beside the canaries; empty for nothing.
+    """
+
+    bound: str
+    epsilon: float
+    ceiling: float
+    alpha: float
+    is_estimate: bool = False
+    assumption: str = ""
+
+
+@dataclass(frozen=True)
+class DpTrial:
+    """One experiment against the claim: with and without a canary, many times.
+
+    Attributes:
+        trial: which one, such as ``spread canary`` or ``empty batch``.
+        client: whose round it stands for; None for the code as such.
+        server_round: which one; None for a single step or a whole run.
+        canaries: scores with the canary, and as many without.
+        epsilon_upper: what the accountant claims for what is observed.
+        delta: at which.
+        bounds: all that were worked out; the one that decides comes first.
+        falsified: whether the deciding test refuted the claim.
+        detail: one sentence for the report.
+    """
+
+    trial: str
+    client: int | None
+    server_round: int | None
+    canaries: int
+    epsilon_upper: float
+    delta: float
+    bounds: tuple[BoundResult, ...]
+    falsified: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """A fact about this run that is so or is not; no statistics.
+
+    Attributes:
+        check: what was looked at, such as ``ledger of client 3``.
+        status: ``ok``, ``failed``, or ``unknown`` where there was nothing to look at.
+        detail: what was expected and what was found.
+        falsifies: whether a failure refutes the claimed epsilon itself.
+    """
+
+    check: str
+    status: Literal["ok", "failed", "unknown"]
+    detail: str
+    falsifies: bool = False
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The guarantee as it is claimed; every figure as the run states it.
+
+    Attributes:
+        unit: ``example``, ``person``, ``client`` or ``none``.
+        relation: the neighbouring relation; empty without privacy.
+        target_epsilon: asked for; infinity without privacy.
+        planned_epsilon: of the plan.
+        spent_epsilon: of the worst client's ledger.
+        delta: of all three.
+        noise_multiplier: of the plan; 0 without privacy.
+        sampling_rate: of a step.
+        steps: a round.
+        participations: at most, of one client.
+        clipping_norm: L2.
+        accountant: and its version.
+        noise: ``secure`` or ``seeded``.
+        holds_against: who may be the adversary.
+        largest_success: 1 / N -> the most that any adversary with so small a prior
+            chance can reach by this epsilon's trade-off curve, both shares.
+    """
+
+    unit: str
+    relation: str
+    target_epsilon: float
+    planned_epsilon: float
+    spent_epsilon: float
+    delta: float
+    noise_multiplier: float
+    sampling_rate: float
+    steps: int
+    participations: int
+    clipping_norm: float
+    accountant: str
+    noise: str
+    holds_against: str
+    largest_success: dict[int, float]
+
+
+@dataclass(frozen=True)
+class RankBudget:
+    """How much of a client's inputs the updates of one place can span, data aside.
+
+    Attributes:
+        place: the module whose input it is.
+        width: of that input.
+        rows: directions seen: factors that read it, times their rank, times rounds.
+        needed: positions of one batch.
+        verdict: ``exact`` (all positions lie in what is seen), ``ranked`` (a part of
+            them), or ``infeasible``.
+        detail: one sentence.
+    """
+
+    place: str
+    width: int
+    rows: int
+    needed: int
+    verdict: Literal["exact", "ranked", "infeasible"]
+    detail: str
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Everything that a report says.
+
+    Attributes:
+        run: the run's id; empty for a scenario that is no run of its own.
+        created: ISO 8601, UTC.
+        config: the resolved configuration, by section.
+        config_hash: of it.
+        system: backbone, fingerprint, task, method, numbers of parameters, versions.
+        federation: clients, rounds, cohort, local steps, optimiser.
+        release: clipping, noise, compression, their order, precision.
+        claim: the guarantee; None without privacy.
+        checks: facts about this run.
+        attacks: all that were tried, and those that did not fit.
+        dp_trials: experiments against the claim.
+        rank_budget: by place.
+        surface: attack results over a grid, each with its settings.
+        limitations: what was not tested, in sentences.
+        provenance: commands, seeds, machine, wall time.
+    """
+
+    run: str
+    created: str
+    config: dict[str, object]
+    config_hash: str
+    system: dict[str, object]
+    federation: dict[str, object]
+    release: dict[str, object]
+    claim: Claim | None
+    checks: tuple[Check, ...]
+    attacks: tuple[AttackResult, ...]
+    dp_trials: tuple[DpTrial, ...]
+    rank_budget: tuple[RankBudget, ...]
+    surface: tuple[AttackResult, ...]
+    limitations: tuple[str, ...]
+    provenance: dict[str, object]

@@ -1,0 +1,120 @@
+"""Intervals: exact ones by their definition, the bootstrap by its coverage."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from fedpeft.audit.intervals import (
+    bootstrap_mean,
+    clopper_pearson,
+    mean_by_victim,
+    upper_limit,
+    wilson,
+)
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 10), (3, 10), (10, 10), (7, 99)])
+@pytest.mark.parametrize("alpha", [0.05, 1e-3])
+def test_clopper_pearson_leaves_half_of_alpha_on_each_side(successes, trials, alpha):
+    low, high = clopper_pearson(successes, trials, alpha)
+    if successes > 0:
+        at_least = stats.binom.sf(successes - 1, trials, low)
+        assert at_least == pytest.approx(alpha / 2)
+    if successes < trials:
+        assert stats.binom.cdf(successes, trials, high) == pytest.approx(alpha / 2)
+    assert (low == 0) == (successes == 0)
+    assert (high == 1) == (successes == trials)
+
+
+def test_both_intervals_equal_those_of_scipy():
+    result = stats.binomtest(13, 40)
+    exact = result.proportion_ci(0.95, "exact")
+    score = result.proportion_ci(0.95, "wilson")
+    assert clopper_pearson(13, 40) == pytest.approx((exact.low, exact.high))
+    assert wilson(13, 40) == pytest.approx((score.low, score.high))
+
+
+def test_wilson_stays_between_0_and_1():
+    assert wilson(0, 5)[0] == 0.0
+    assert wilson(5, 5)[1] == 1.0
+
+
+def test_upper_limit_without_a_success_is_a_root_of_alpha():
+    assert upper_limit(0, 2, alpha=0.04) == pytest.approx(1 - 0.2)
+
+
+def test_bootstrap_of_normal_values_is_near_student():
+    values = np.random.default_rng(0).normal(size=200)
+    low, high = bootstrap_mean(values, seed=1)
+    student = stats.t.interval(0.95, 199, values.mean(), stats.sem(values))
+    assert (low, high) == pytest.approx(student, abs=0.02)
+
+
+def test_bootstrap_is_the_same_with_the_same_seed():
+    values = [0.1, 0.5, 0.2, 0.9]
+    assert bootstrap_mean(values, seed=3) == bootstrap_mean(values, seed=3)
+    assert bootstrap_mean(values, seed=3) != bootstrap_mean(values, seed=4)
+
+
+def test_bootstrap_covers_a_skewed_mean():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for seed in range(200):
+        low, high = bootstrap_mean(rng.exponential(size=40), seed=seed)
+        covered += low <= 1.0 <= high
+    # BCa of 40 exponential values covers about 93 %.
+    assert stats.binomtest(covered, 200, 0.93).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("values", [[0, 1], [1, 1, 2], [0] * 49 + [1]])
+def test_bootstrap_takes_few_values_without_a_warning(values):
+    low, high = bootstrap_mean(values, seed=0)
+    assert min(values) <= low <= np.mean(values) <= high <= max(values)
+
+
+def test_equal_values_say_how_many_others_there_may_be():
+    low, high = bootstrap_mean([0.5] * 10, seed=0, least=0.0, largest=1.0)
+    unseen = 1 - 0.025**0.1
+    assert (low, high) == pytest.approx((0.5 - unseen / 2, 0.5 + unseen / 2))
+
+
+def test_equal_values_without_a_range_say_nothing():
+    assert bootstrap_mean([30.0] * 10, seed=0) == (-math.inf, math.inf)
+
+
+def test_a_single_value_leaves_nearly_the_whole_range():
+    low, high = bootstrap_mean([1.0], seed=0, least=0.0, largest=1.0)
+    assert low == pytest.approx(0.025)
+    assert high == 1.0
+
+
+def test_victims_count_once_however_many_values_they_have():
+    values, victims = [1.0] * 100 + [0.0, 0.5], ["a"] * 100 + ["b", "b"]
+    assert mean_by_victim(values, victims).tolist() == [1.0, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: clopper_pearson(3, 2),
+            "Expected 0 <= successes <= trials and trials ",
+        ),
+        (lambda: clopper_pearson(0, 0), "trials >= 1, got 0 of 0"),
+        (lambda: wilson(1, 2, alpha=0.0), "Expected 0 < alpha < 1, got 0.0"),
+        (lambda: bootstrap_mean([], seed=0), "with n >= 1, got (0,): without values"),
+        (lambda: bootstrap_mean([1.0, math.nan], seed=0), "infinity in 1 of 2: find"),
+        (
+            lambda: bootstrap_mean([1.2, 1.0], seed=0, largest=1.0),
+            "Expected values between -inf and 1, got 1 to 1.2",
+        ),
+        (lambda: mean_by_victim([1.0], []), "got 1 values and 0 victims"),
+    ],
+)
+def test_impossible_input_is_one_clear_line(call, message):
+    with pytest.raises(ValueError, match="Expected") as error:
+        call()
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)

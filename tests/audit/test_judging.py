@@ -1,0 +1,95 @@
+"""An attack's outcome is judged beside its baseline and its prior-only control."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+
+from fedpeft.attacks.attack import (
+    Attack,
+    Case,
+    Knowledge,
+    Observation,
+    Scores,
+    Secret,
+    Seen,
+)
+from fedpeft.attacks.threats import ThreatModel
+from fedpeft.audit.judging import judge
+from fedpeft.data import Encoded
+
+GRANTED = ThreatModel("D", "updates", "reconstruct")
+KNOWLEDGE = Knowledge(model=None, config=None)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class ReadTheUpdate(Attack[float]):
+    """The update of these clients is their secret label, or says nothing."""
+
+    needs: ClassVar[ThreatModel] = ThreatModel("A", "update", "reconstruct")
+    metrics: ClassVar[dict[str, str]] = {"hit": "share", "closeness": "dB"}
+
+    def run(self, observation: Observation, rng: torch.Generator) -> float:
+        return float(observation.seen[0].update["w"])
+
+    def score(self, guess: float, secret: Secret) -> Scores:
+        error = abs(guess - float(secret.examples.labels[0]))
+        return {
+            "hit": torch.tensor([float(error < 0.5)]),
+            "closeness": torch.tensor([-error]),
+        }
+
+    def baseline(
+        self, observation: Observation, secret: Secret, rng: torch.Generator
+    ) -> Scores:
+        return self.score(0.0, secret)
+
+
+def a_case(label: int, says: float) -> Case:
+    seen = Seen(1, {}, {"w": torch.tensor(says)})
+    secret = Secret(Encoded([torch.zeros(1)], torch.tensor([label])))
+    return Case(Observation(KNOWLEDGE, (seen,)), secret)
+
+
+def test_what_the_update_tells_is_what_exceeds_the_control() -> None:
+    cases = [a_case(label, says=label) for label in range(20)]
+    result = judge("read", ReadTheUpdate(), cases, GRANTED, seed=0)
+    assert (result.victims, result.records) == (20, 20)
+    assert result.metrics["hit"].value == 1
+    assert result.metrics["hit"].method == "Clopper-Pearson"
+    assert result.metrics["hit"].low == pytest.approx(0.025 ** (1 / 20))
+    assert result.prior_only["hit"].value == 0  # another one's label
+    assert result.baseline["hit"].value == 0.05  # the one whose label is 0
+    assert result.difference["hit"].value == 1
+    assert result.difference["closeness"].low > 0
+
+
+def test_an_update_that_tells_nothing_is_no_better_than_its_control() -> None:
+    cases = [a_case(label % 2, says=0) for label in range(20)]
+    result = judge("read", ReadTheUpdate(), cases, GRANTED, seed=0)
+    assert result.metrics["hit"].value == result.prior_only["hit"].value == 0.5
+    assert result.difference["hit"].low <= 0 <= result.difference["hit"].high
+
+
+def test_what_needs_more_than_is_granted_is_not_run() -> None:
+    final_only = ThreatModel("D", "final-model", "reconstruct")
+    cases = [a_case(0, says=0), a_case(1, says=1)]
+    result = judge("read", ReadTheUpdate(), cases, final_only, seed=0)
+    assert result.misfit == "it needs access update"
+    assert result.metrics == {}
+    assert result.victims == 0
+
+
+def test_one_victim_has_no_control() -> None:
+    with pytest.raises(ValueError, match="at least two victims"):
+        judge("read", ReadTheUpdate(), [a_case(0, says=0)], GRANTED, seed=0)
+
+
+def test_equal_seeds_give_equal_results() -> None:
+    cases = [a_case(label, says=label % 3) for label in range(9)]
+    first, second = (
+        judge("read", ReadTheUpdate(), cases, GRANTED, seed=3) for _ in range(2)
+    )
+    assert first.metrics == second.metrics
+    assert first.difference == second.difference
