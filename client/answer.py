@@ -9,6 +9,7 @@ from client.agreement import budget_in_force
 from client.holding import Holding
 from client.messages import Code, TrainReply, TrainRequest
 from client.site import Site
+from client.suspicion import suspicion
 from client.update import make_update, open_randomness
 from fedpeft.errors import FedpeftError, LedgerError, PrivacyBudgetExceeded
 from fedpeft.privacy import (
@@ -75,6 +76,9 @@ def answer(
         ):
             if request.server_round == ENROLMENT:
                 return _join(release, request)
+            crafted = suspicion(site, request)
+            if crafted:
+                return _refuse(client, request, "state-refused", crafted)
             return _answer(site, client, state, holding, release, request)
     except RequestConflict as error:
         return _refuse(client, request, "request-conflict", str(error))

@@ -15,6 +15,7 @@ from client.daemon import Fetch, claimed
 from client.enrolment import check_proposal, check_site, needed_assets, own_data
 from client.settings import ClientSection, ClientSettings
 from client.site import Site, open_site
+from client.suspicion import exposure
 from fedpeft import assets
 from fedpeft.doctor import Finding
 from fedpeft.errors import FedpeftError, RunError
@@ -56,6 +57,7 @@ def examine(settings: ClientSettings, fetch: Fetch) -> list[Finding]:
                 _finding("assets", check.assets),
                 _finding("data", check.data),
                 _finding("backbone", check.backbone),
+                _finding("exposure", check.exposure),
                 _finding("step", check.step),
                 _finding("ledger", lambda: findings.find_ledger(state)),
                 _finding("budget", check.budget),
@@ -143,6 +145,9 @@ class _Check:
         check_site(site, proposal, self._settings.client.state)
         self._opened = site
         return f"fingerprint {site.model.fingerprint[:16]}, as the server's"
+
+    def exposure(self) -> str:
+        return exposure(_needed(self._opened, "data and backbone"))
 
     def step(self) -> str:
         site = _needed(self._opened, "data and backbone")

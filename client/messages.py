@@ -23,6 +23,7 @@ Code = Literal[
     "request-conflict",
     "config-mismatch",
     "backbone-mismatch",
+    "state-refused",
     "storage-failed",
     "failed",
 ]

@@ -16,7 +16,7 @@ from fedpeft.data import Encoded
 from fedpeft.errors import LedgerError
 from fedpeft.features import feature_file, keep_features
 from fedpeft.interfaces import Compressor, PrivacyEngine
-from fedpeft.model import TaskModel, build_model
+from fedpeft.model import TaskModel, build_model, shared_state
 from fedpeft.privacy import (
     SLACK,
     DpSgd,
@@ -26,6 +26,7 @@ from fedpeft.privacy import (
     data_sources,
     make_plan,
 )
+from fedpeft.tensors import Tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +36,7 @@ class Site:
     Attributes:
         config: the client's own copy, by which requests are judged.
         plan: None without privacy.
+        start: what travels, as it is before the first round.
         engine: bound to the model.
         holdings: of every client of a simulation; of this client alone if `is_own`.
         is_own: whether the process serves one client, with records of its own, under
@@ -44,6 +46,7 @@ class Site:
     config: RunConfig
     plan: Plan | None
     model: TaskModel
+    start: Tensors
     engine: PrivacyEngine
     compressor: Compressor
     holdings: tuple[Holding, ...]
@@ -129,6 +132,7 @@ def assemble(
         config,
         plan,
         model,
+        shared_state(model),
         engine,
         build(COMPRESSORS, config.compression, "compression"),
         tuple(holdings),

@@ -103,7 +103,7 @@ def open_server(
         config=config,
         plan=plan,
         model=model,
-        aggregator=build_aggregator(config.aggregation, _private_rule(config, plan)),
+        aggregator=build_aggregator(config.aggregation, private_rule(config, plan)),
         compressor=build(COMPRESSORS, config.compression, "compression"),
         held_out=model.task.encode(judged_on),
         output=output,
@@ -132,7 +132,7 @@ def _held_out(config: RunConfig, path: Path | None) -> Examples:
     return judged_on
 
 
-def _private_rule(config: RunConfig, plan: Plan | None) -> PrivateMean | None:
+def private_rule(config: RunConfig, plan: Plan | None) -> PrivateMean | None:
     """Returns the mean that clips and noises, where the server owes privacy."""
     if plan is None or plan.is_dp_sgd:
         return None

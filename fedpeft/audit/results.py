@@ -7,6 +7,7 @@ Two columns of evidence are never mixed: ``this-run`` is read from the run itsel
 from dataclasses import dataclass
 from typing import Literal
 
+from fedpeft.attacks.rank_budget import RankBudget
 from fedpeft.attacks.threats import ThreatModel
 
 Column = Literal["this-run", "replay"]
@@ -173,28 +174,6 @@ class Claim:
     noise: str
     holds_against: str
     largest_success: dict[int, float]
-
-
-@dataclass(frozen=True)
-class RankBudget:
-    """How much of a client's inputs the updates of one place can span, data aside.
-
-    Attributes:
-        place: the module whose input it is.
-        width: of that input.
-        rows: directions seen: factors that read it, times their rank, times rounds.
-        needed: positions of one batch.
-        verdict: ``exact`` (all positions lie in what is seen), ``ranked`` (a part of
-            them), or ``infeasible``.
-        detail: one sentence.
-    """
-
-    place: str
-    width: int
-    rows: int
-    needed: int
-    verdict: Literal["exact", "ranked", "infeasible"]
-    detail: str
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ from tests.helpers import small_config
 RUN = "0123456789abcdef"
 SEEDED = LimitsSection(seeded_noise=True)
 ORDER = ["keys", "connection", "limits", "consent", "assets", "data", "backbone"]
-ORDER += ["step", "ledger", "budget", "disk"]
+ORDER += ["exposure", "step", "ledger", "budget", "disk"]
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def test_limits_data_and_consent_are_judged_one_by_one(
         tmp_path / "state",
     )
     details, broken = _examine(settings)
-    assert broken == ["consent", "data", "backbone", "step"]
+    assert broken == ["consent", "data", "backbone", "exposure", "step"]
     assert "expected a label among 'rotten', 'fresh', got 'good'" in details["data"]
     AcceptedPlans(tmp_path / "state").accept(proposal, terms(proposal))
     settings = _settings(served, small_reviews, tmp_path / "state")
@@ -209,7 +209,7 @@ def test_what_the_server_chose_is_not_touched_before_consent(
         own = OwnDataSection(share=share)
         settings = settings.model_copy(update={"data": own})
     details, broken = _examine(settings)
-    assert [what for what in broken if what != "step"] == closed
+    assert [what for what in broken if what not in ("exposure", "step")] == closed
     for what in closed:
         assert details[what] == "Not looked at: it takes the operator's consent."
     AcceptedPlans(tmp_path).accept(plan, terms(plan))
@@ -232,7 +232,7 @@ def test_a_methods_file_is_not_touched_before_consent(
     )
     settings = _settings(section, small_reviews, tmp_path)
     details, broken = _examine(settings)
-    assert broken == ["backbone", "step"]
+    assert broken == ["backbone", "exposure", "step"]
     assert details["backbone"] == "Not looked at: it takes the operator's consent."
     AcceptedPlans(tmp_path).accept(plan, terms(plan))
     assert "/srv/x, got No such file" in _examine(settings)[0]["backbone"]
@@ -374,7 +374,9 @@ def test_the_check_ends_with_2_if_anything_is_broken(
     out, err = (process := _command(settings, "--check")).communicate(timeout=120)
     assert process.returncode == 2
     assert "missing.csv" in "".join(out.split())  # cells are wrapped
-    assert err.splitlines()[-1] == "Error: Not in order: data, backbone, step."
+    assert (
+        err.splitlines()[-1] == "Error: Not in order: data, backbone, exposure, step."
+    )
     out, err = (process := _command(settings, "--accept", "yes")).communicate()
     assert process.returncode == 2
     assert err == (

@@ -1,0 +1,290 @@
+"""A server that sends bins in place of an adapter: tokens fall into them one by one.
+
+The rows of an adapter's first matrix are all made the same direction, its biases minus
+the quantiles of what tokens measure along it. A row then answers to the tokens above
+its threshold alone, and two neighbouring rows differ in their gradients by the tokens
+between both. Where there is one such token, the difference of the rows divided by that
+of the biases *is* the token's input, whatever else is in the batch.
+
+All of it is in the trainable state: the backbone is the one that clients verify, and no
+layer of it has to be made an identity. So what comes out is the input of the adapter,
+which has been through attention. Public records that went through the same state tell
+which token, and which record, it was.
+
+Nothing like it can be made of LoRA: its factors are linear and have no bias, so that
+every row sums over all tokens. What a server can do there is to send B other than zero,
+so that the first round tells as much as a later one.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, TypeGuard
+
+import torch
+from torch.nn import functional as F
+
+from fedpeft.attacks._inputs import Rows, kept_inputs
+from fedpeft.attacks.attack import Attack, Knowledge, Observation, Scores, Secret, Seen
+from fedpeft.attacks.threats import ThreatModel
+from fedpeft.data import Encoded
+from fedpeft.model import TaskModel, shared_state
+from fedpeft.tensors import Tensors
+
+_DOWN, _UP = ".down.weight", ".up.weight"
+_COMPONENTS = 8
+_FAR = 2.0
+"""Times the median norm; beyond are special tokens, which would take all the bins."""
+
+
+@dataclass(frozen=True, eq=False)
+class Caught:
+    """What a crafted round gave up.
+
+    Attributes:
+        model: through which records are compared with it.
+        state: that was sent.
+        places: the adapters that were made into bins.
+        vectors: inputs of each place, shape ``(n, width)`` each.
+        tokens: guesses at what is among them; None for images.
+        usual: tokens that every record has, which say nothing.
+    """
+
+    model: TaskModel
+    state: Tensors
+    places: tuple[str, ...]
+    vectors: tuple[torch.Tensor, ...]
+    tokens: frozenset[int] | None
+    usual: frozenset[int]
+
+    def distances(self, examples: Encoded) -> torch.Tensor:
+        """Returns how far each record is from what was caught, shape ``(records,)``.
+
+        The mean over the vectors of the relative distance to the record's nearest
+        token, each at most 1.
+        """
+        rows = kept_inputs(self.model, self.state, _modules(self.places), examples)
+        return torch.tensor([self._distance(row) for row in rows]).double()
+
+    def _distance(self, row: Sequence[torch.Tensor]) -> float:
+        parts = [
+            _nearest(vectors, tokens)[0].clamp(max=1)
+            for vectors, tokens in zip(self.vectors, row, strict=True)
+        ]
+        together = torch.cat(parts)
+        return float(together.mean()) if len(together) else 1.0
+
+
+@dataclass(frozen=True)
+class MaliciousAdapter(Attack[Caught]):
+    """Bins made of a bottleneck adapter, by the trainable state alone.
+
+    Attributes:
+        depth: adapters that are made into bins, from the lowest; the others do nothing.
+        sharpness: of a threshold: what lies a bin's width above it measures so much.
+        strength: norm of the column that carries a bin's output on. The larger, the
+            more of the update survives single precision, and the more the bins disturb
+            what is above them.
+        head_norm: of the two directions between which the head then decides.
+        surrogate: public records that set the thresholds and name the tokens.
+        tolerance: relative distance up to which a token is named.
+
+    Source: the bins are those of Fowl et al. (2022), Robbing the Fed, section 4; in
+    adapters Liu et al. (2025), PEFTLeak, arXiv:2506.04453, which also replaces the
+    backbone. That an intact backbone does not prevent it is measured here.
+    """
+
+    depth: int = 4
+    sharpness: float = 8.0
+    strength: float = 0.3
+    head_norm: float = 4.0
+    surrogate: int = 1000
+    tolerance: float = 0.3
+
+    needs: ClassVar[ThreatModel] = ThreatModel("G", "update", "reconstruct")
+    metrics: ClassVar[dict[str, str]] = {
+        "identification_top1": "share",
+        "token_top1": "share",
+    }
+
+    def misfit(self, knowledge: Knowledge) -> str | None:
+        """Wants adapters with thresholds, and public records to set them by."""
+        if not _places(shared_state(knowledge.model)):
+            return "no adapter has a bias before its nonlinearity, to be a threshold"
+        if not knowledge.surrogate:
+            return "there are no public records to set thresholds by"
+        return None
+
+    def craft(self, knowledge: Knowledge, rng: torch.Generator) -> Tensors | None:
+        """Returns the bins; None where the attack does not fit."""
+        if self.misfit(knowledge):
+            return None
+        state = {name: t.clone() for name, t in shared_state(knowledge.model).items()}
+        for place in _places(state):
+            state[f"{place}{_UP}"].zero_()
+            state[f"{place}.up.bias"].zero_()
+        places = _places(state)[: self.depth]
+        rows = self._public(knowledge, state)
+        for number, place in enumerate(places):
+            tokens = torch.cat([row[number] for row in rows])
+            self._make_bins(state, place, tokens, rng)
+        if "head.weight" in state:
+            labels, features = state["head.weight"].shape
+            axis = F.normalize(_normal(features, rng), dim=0)
+            signs = (-1.0) ** torch.arange(labels)
+            state["head.weight"] = self.head_norm * signs[:, None] * axis
+        return state
+
+    def _make_bins(
+        self, state: Tensors, place: str, tokens: torch.Tensor, rng: torch.Generator
+    ) -> None:
+        """Overwrites one adapter, of which public `tokens` are the inputs."""
+        width, features = state[f"{place}{_DOWN}"].shape
+        norms = tokens.norm(dim=1)
+        tokens = tokens[norms < _FAR * norms.median()]
+        _, spread, axes = torch.linalg.svd(tokens - tokens.mean(0), full_matrices=False)
+        drawn = _normal(min(_COMPONENTS, len(spread)), rng)
+        axis = F.normalize((drawn * spread[: len(drawn)]) @ axes[: len(drawn)], dim=0)
+        thresholds = torch.quantile(tokens @ axis, (torch.arange(width) + 0.5) / width)
+        scale = self.sharpness / thresholds.diff().median()
+        state[f"{place}{_DOWN}"] = (scale * axis).repeat(width, 1)
+        state[f"{place}.down.bias"] = -scale * thresholds
+        # Four neighbours of these signs cancel for what lies above all of them.
+        signs = torch.tensor([1.0, -1.0, -1.0, 1.0]).repeat(width)[:width]
+        carrier = F.normalize(_normal(features, rng), dim=0)
+        state[f"{place}{_UP}"] = self.strength * carrier[:, None] * signs
+
+    def run(self, observation: Observation, rng: torch.Generator) -> Caught:
+        """Divides differences of rows by those of biases, and names tokens."""
+        knowledge, seen = observation.knowledge, observation.seen[-1]
+        places = tuple(_places(seen.state)[: self.depth])
+        vectors = tuple(_caught_at(place, seen) for place in places)
+        tokens, usual = None, frozenset[int]()
+        if _are_texts(knowledge.surrogate):
+            known = self._public(knowledge, seen.state)
+            usual = _usual(knowledge.surrogate)
+            named = self._named(vectors, known, knowledge.surrogate) - usual
+            tokens = _filled(named, knowledge.surrogate, usual)
+        return Caught(knowledge.model, seen.state, places, vectors, tokens, usual)
+
+    def _named(
+        self, vectors: Sequence[torch.Tensor], known: Rows, public: Encoded
+    ) -> frozenset[int]:
+        """Returns those tokens of the public records to which a vector comes near."""
+        ids = torch.cat(public.inputs[: len(known)])
+        found: set[int] = set()
+        for number, caught in enumerate(vectors):
+            tokens = torch.cat([row[number] for row in known])
+            distance, nearest = _nearest(caught, tokens)
+            found |= set(ids[nearest[distance < self.tolerance]].tolist())
+        return frozenset(found)
+
+    def _public(self, knowledge: Knowledge, state: Tensors) -> Rows:
+        """Returns what the adapters are given for the public records."""
+        assert knowledge.surrogate is not None
+        places = _places(state)[: self.depth]
+        return kept_inputs(
+            knowledge.model,
+            state,
+            _modules(places),
+            knowledge.surrogate,
+            self.surrogate,
+        )
+
+    def score(self, guess: Caught, secret: Secret) -> Scores:
+        """One record a value: is it the nearest, and how many of its tokens are named.
+
+        Tokens are counted once each, without those that every record has.
+        """
+        own = guess.distances(secret.examples)
+        scores: Scores = {}
+        if secret.decoys is not None:
+            others = guess.distances(secret.decoys)
+            scores["identification_top1"] = (own < others.min()).double()
+        if guess.tokens is not None:
+            scores["token_top1"] = _shares(guess.tokens, secret.examples, guess.usual)
+        return scores
+
+    def baseline(
+        self, observation: Observation, secret: Secret, rng: torch.Generator
+    ) -> Scores:
+        """Picks a record blindly; names the commonest tokens."""
+        surrogate, count = observation.knowledge.surrogate, len(secret.examples)
+        scores: Scores = {}
+        if secret.decoys is not None:
+            chance = 1 / (1 + len(secret.decoys))
+            scores["identification_top1"] = torch.full((count,), chance).double()
+        if surrogate is not None and _are_texts(surrogate):
+            usual = _usual(surrogate)
+            commonest = _filled(frozenset(), surrogate, usual)
+            scores["token_top1"] = _shares(commonest, secret.examples, usual)
+        return scores
+
+
+def _places(state: Tensors) -> list[str]:
+    """Returns how the names of adapters with a threshold begin, the lowest first."""
+    found = [name.removesuffix(_DOWN) for name in state if name.endswith(_DOWN)]
+    ends = (".down.bias", _UP, ".up.bias")
+    return [place for place in found if all(f"{place}{end}" in state for end in ends)]
+
+
+def _modules(places: Sequence[str]) -> list[str]:
+    return [f"{place}.down" for place in places]
+
+
+def _caught_at(place: str, seen: Seen) -> torch.Tensor:
+    """Returns one vector a bin in which something is, shape ``(n, width)``."""
+    up = seen.state[f"{place}{_UP}"].double()
+    signs = torch.sign(up.t() @ up[:, 0])
+    rows, sums = (
+        _differences(signs, seen.update[f"{place}.down.{part}"].double())
+        for part in ("weight", "bias")
+    )
+    vectors = (rows / sums[:, None]).float()
+    return vectors[vectors.isfinite().all(1)]
+
+
+def _differences(signs: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Returns each row minus the next, and the last; as if all had the same sign."""
+    same = (signs * rows.t()).t()
+    return torch.cat((same[:-1] - same[1:], same[-1:]))
+
+
+def _nearest(
+    vectors: torch.Tensor, tokens: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns each vector's distance to its nearest token, over its norm; and which."""
+    distance, nearest = torch.cdist(vectors, tokens).min(1)
+    return distance / vectors.norm(dim=1).clamp(min=1e-30), nearest
+
+
+def _are_texts(examples: Encoded | None) -> TypeGuard[Encoded]:
+    return examples is not None and examples.inputs[0].dim() == 1
+
+
+def _usual(public: Encoded) -> frozenset[int]:
+    """Returns the tokens that every record has, such as its first and last."""
+    return frozenset.intersection(*(frozenset(i.tolist()) for i in public.inputs))
+
+
+def _filled(
+    named: frozenset[int], public: Encoded, usual: frozenset[int]
+) -> frozenset[int]:
+    """Adds the commonest tokens, up to as many as a public record has on average."""
+    sets = [set(ids.tolist()) - usual for ids in public.inputs]
+    most = round(sum(map(len, sets)) / len(sets))
+    counts = Counter(token for tokens in sets for token in tokens - named)
+    rest = counts.most_common(max(0, most - len(named)))
+    return named | {token for token, _ in rest}
+
+
+def _shares(
+    found: frozenset[int], examples: Encoded, usual: frozenset[int]
+) -> torch.Tensor:
+    """Returns the share of each record's distinct tokens that is found."""
+    own = [set(ids.tolist()) - usual for ids in examples.inputs]
+    return torch.tensor([len(t & found) / max(1, len(t)) for t in own]).double()
+
+
+def _normal(count: int, rng: torch.Generator) -> torch.Tensor:
+    return torch.randn(count, generator=rng)

@@ -1,0 +1,251 @@
+"""Policies: their grammar, and what they make of an audit."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from fedpeft.attacks.threats import ThreatModel
+from fedpeft.audit.gates import Gate, judge_claim, judge_policy
+from fedpeft.audit.policy import default_policy, fits, parse_policy, read_policy
+from fedpeft.audit.results import Audit, Check
+from fedpeft.errors import ConfigError
+from tests.audit.examples import (
+    ALL,
+    attack,
+    audit,
+    bare_audit,
+    claim,
+    estimate,
+    falsified_audit,
+    inconclusive_audit,
+    misfit,
+    open_audit,
+    seeded_audit,
+    span_text,
+    trial,
+)
+
+LEAK = (
+    '[[line]]\ncolumn = "replay"\nmetric = "span_text.token_top1"\nleak_at_most = 0.05'
+)
+
+CLAIM = '[[line]]\ncolumn = "this-run"\nmetric = "claim.{}"\nat_most = 8'
+
+
+def line(text: str, found: Audit) -> Gate:
+    (gate,) = judge_policy(parse_policy(f"[[line]]\n{text}", "a policy"), found).lines
+    return gate
+
+
+def claimed(metric: str, limit: str, found: Audit) -> str:
+    text = f'column = "this-run"\nmetric = "claim.{metric}"\n{limit}'
+    return line(text, found).status
+
+
+def leak(
+    metric: str, found: Audit, column: str = "replay", limit: float = 0.05
+) -> Gate:
+    text = f'column = "{column}"\nmetric = "{metric}"\nleak_at_most = {limit}'
+    return line(text, found)
+
+
+def with_difference(low: float, high: float) -> Audit:
+    result = span_text()
+    result.difference["token_top1"] = estimate((low + high) / 2, low, high)
+    return audit(attacks=(result,))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "status"),
+    [
+        (0.06, 0.20, "fail"),
+        (0.02, 0.20, "inconclusive"),
+        (-0.02, 0.05, "pass"),
+        (math.nan, math.nan, "inconclusive"),
+    ],
+)
+def test_a_whole_interval_decides(low: float, high: float, status: str) -> None:
+    assert leak("span_text.token_top1", with_difference(low, high)).status == status
+
+
+@pytest.mark.parametrize(
+    ("metric", "column", "reason"),
+    [
+        ("exposure.exposure", "replay", "no such attack was run"),
+        ("span_text.token_top1", "this-run", "no such attack was run"),
+        ("span_image.psnr", "replay", "the task is about text"),
+        ("span_text.token_top", "replay", "did you mean 'token_top1'?"),
+        ("*.psnr", "replay", "the task is about text"),
+    ],
+)
+def test_what_was_not_measured_never_passes(
+    metric: str, column: str, reason: str
+) -> None:
+    gate = leak(metric, audit(), column)
+    assert gate.status == "inconclusive"
+    assert reason in gate.detail
+
+
+def test_a_figure_without_a_control_never_passes_as_a_leak() -> None:
+    lonely = replace(span_text(0.0), prior_only={}, difference={})
+    gate = leak("span_text.token_top1", audit(attacks=(lonely,)))
+    assert gate.status == "inconclusive"
+    assert "has no prior-only control" in gate.detail
+
+
+def test_the_worst_of_several_results_counts() -> None:
+    several = audit(attacks=(span_text(0.03), span_text(0.9, local_steps=5), misfit()))
+    gate = leak("span_text.token_top1", several)
+    assert gate.status == "fail"
+    assert gate.observed == pytest.approx(0.869)
+    assert leak("*.*", several).status == "fail"
+
+
+def test_any_share_leaves_out_decibels_and_what_merely_lies_open() -> None:
+    exposed = attack(
+        "rank_budget",
+        {"identification_top1": ("share", 1.0, 0.0, 0.0)},
+        ThreatModel("A", "update", "expose"),
+    )
+    images = attack("gradient_matching", {"psnr": ("dB", 40.0, 8.0, 8.0)})
+    found = audit(attacks=(exposed, images, span_text(0.02)))
+    assert leak("*.*", found).status == "pass"
+    assert leak("*.*", audit(attacks=(exposed, images))).status == "inconclusive"
+
+
+def test_a_level_is_judged_by_the_attack_itself() -> None:
+    text = 'column = "replay"\nmetric = "span_text.token_top1"\nat_most = 0.5'
+    assert line(text, audit()).status == "pass"
+    assert line(text, open_audit()).status == "fail"
+
+
+def test_claims_are_judged_by_their_figures() -> None:
+    assert claimed("spent_epsilon", "at_most = 8", audit()) == "pass"
+    assert claimed("spent_epsilon", "at_most = 7.9", audit()) == "fail"
+    assert claimed("noise", 'equals = "secure"', audit()) == "pass"
+    assert claimed("noise", 'equals = "secure"', seeded_audit()) == "fail"
+    assert claimed("largest_success.1000", "at_most = 0.32", audit()) == "pass"
+    assert claimed("largest_success.7", "at_most = 0.32", audit()) == "inconclusive"
+
+
+@pytest.mark.parametrize("nothing", [None, claim(unit="none", spent_epsilon=0.0)])
+def test_a_run_without_privacy_keeps_to_no_epsilon(nothing) -> None:
+    found = audit(claim=nothing)
+    assert claimed("spent_epsilon", "at_most = 100", found) == "fail"
+    assert judge_claim(found).status == "not-claimed"
+
+
+def test_checks_are_judged_by_name() -> None:
+    def status(pattern: str, *checks: Check) -> str:
+        text = f'column = "this-run"\ncheck = "{pattern}"'
+        return line(text, audit(checks=checks)).status
+
+    good, bad = Check("ledger of a", "ok", ""), Check("ledger of b", "failed", "Torn.")
+    unknown = Check("backbone", "unknown", "No copy is at hand.")
+    assert status("ledger of *", good) == "pass"
+    assert status("ledger of *", good, bad, unknown) == "fail"
+    assert status("ledger of a", good, bad) == "pass"
+    assert status("*", good, unknown) == "inconclusive"
+    assert status("ledger", good, bad) == "inconclusive"
+    assert status("*") == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("usual", 0),
+        ("open", 1),
+        ("falsified", 2),
+        ("bare", 3),
+        ("seeded", 1),
+        ("inconclusive", 3),
+        ("extreme", 1),
+        ("crowded", 2),
+    ],
+)
+def test_the_default_policy_judges_every_audit(name: str, code: int) -> None:
+    assert judge_policy(default_policy(), ALL[name]()).exit_code == code
+
+
+def test_a_refuted_claim_weighs_more_than_leakage_and_that_than_doubt() -> None:
+    doubtful = (misfit(),)
+    policy = default_policy()
+    leaking = audit(attacks=(span_text(),), claim=claim(noise="seeded"))
+    assert judge_policy(policy, replace(falsified_audit(), attacks=())).exit_code == 2
+    assert judge_policy(policy, replace(leaking, checks=())).exit_code == 1
+    assert judge_policy(policy, audit(attacks=doubtful)).exit_code == 3
+
+
+def test_one_failed_check_that_falsifies_refutes_the_claim() -> None:
+    broken = audit(checks=(Check("noise twice", "failed", "Equal noise.", True),))
+    assert judge_claim(broken).status == "fail"
+    harmless = audit(checks=(Check("colour", "failed", "Blue."),))
+    assert judge_claim(harmless).status == "pass"
+
+
+def test_a_claim_that_nobody_tested_is_not_passed() -> None:
+    assert judge_claim(bare_audit()).status == "inconclusive"
+    assert judge_claim(inconclusive_audit()).status == "inconclusive"
+    assert judge_claim(audit(checks=(), dp_trials=(trial(),))).status == "pass"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("line = 1", "expected at least one [[line]], got none"),
+        ("", "expected at least one [[line]], got none"),
+        ("[[lines]]", "lines: unknown key; did you mean 'line'?"),
+        ("[[line]", "expected a TOML file"),
+        (
+            LEAK.replace("metric", "metrik"),
+            "metrik: unknown key; did you mean 'metric'",
+        ),
+        (LEAK.replace('"replay"', '"both"'), "expected 'this-run' or 'replay'"),
+        (LEAK.replace("span_text", "span_txt"), "did you mean 'span_text'?"),
+        (LEAK.replace(".token_top1", ""), "expected ATTACK.METRIC or claim.FIELD"),
+        (LEAK.replace("0.05", "nan"), "finite number"),
+        (LEAK.replace("0.05", "'a'"), "expected a valid number"),
+        (LEAK + "\nat_most = 0.5", "expected one of at_most, leak_at_most, equals"),
+        (LEAK.partition("leak")[0], "expected one of at_most, leak_at_most, equals"),
+        (LEAK + '\ncheck = "*"', "expected either a metric or a check"),
+        (LEAK.replace("leak_at_most = 0.05", "equals = 'x'"), "beside an attack"),
+        (
+            '[[line]]\ncolumn = "replay"\nmetric = "*.*"\nat_most = 0.1',
+            "expected leak_at_most beside *.*",
+        ),
+        (
+            CLAIM.format("spent_epsilom"),
+            "did you mean 'spent_epsilon'?",
+        ),
+        (
+            '[[line]]\ncolumn = "replay"\nmetric = "claim.delta"\nat_most = 1',
+            "expected column = 'this-run'",
+        ),
+        (
+            CLAIM.format("largest_success"),
+            "claim.largest_success.N",
+        ),
+        (
+            '[[line]]\ncolumn = "replay"\ncheck = "*"',
+            "expected column = 'this-run' and no limit beside a check",
+        ),
+    ],
+)
+def test_a_wrong_policy_is_one_clear_line(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_policy(text, "policy.toml")
+    words = str(caught.value)
+    assert words.startswith("policy.toml")
+    assert message in words
+    assert "\n" not in words
+
+
+def test_a_missing_policy_is_named(tmp_path) -> None:
+    with pytest.raises(ConfigError, match="Cannot read the policy"):
+        read_policy(tmp_path / "none.toml")
+
+
+def test_a_pattern_takes_other_signs_as_they_are() -> None:
+    assert fits("ledger [a] *", "ledger [a] of 1")
+    assert not fits("ledger [a]", "ledger a")

@@ -1,0 +1,233 @@
+"""An audit from end to end: a recorded run, its replay, and the files of the report."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from fedpeft import keys
+from fedpeft.audit.evidence import check_records, read_run
+from fedpeft.audit.observing import aggregate, seen_by_client
+from fedpeft.audit.recording import read_records
+from fedpeft.config import RunConfig
+from fedpeft.errors import ConfigError, DataError, RunError
+from fedpeft.model import build_model
+from simulations.audit import attacks_of, audit_run, public
+from simulations.engine import simulate
+from simulations.observing import cases_of, set_stage
+from tests.helpers import small_config
+
+NAMED = """
+[run]
+rounds = 2
+workers = 0
+[data]
+name = "rotten-tomatoes"
+max_examples = 60
+nominal_examples = 8
+test_fraction = 0.2
+max_length = 32
+[partition]
+name = "iid"
+num_clients = 3
+[model]
+backbone = "minilm"
+[peft]
+name = "lora"
+rank = 4
+[training]
+optimizer = "sgd"
+learning_rate = 0.3
+batch_size = 8
+[cohort]
+size = 3
+[privacy]
+noise = "seeded"
+[audit]
+decoys = 20
+non_members = 10
+dp_seconds = 5
+attacks = ["rank_budget", "head_leak"]
+"""
+
+
+@pytest.fixture(scope="module")
+def office(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    return keys.create_auditor(tmp_path_factory.mktemp("office"), "office")
+
+
+@pytest.fixture(scope="module")
+def recorded(
+    office: tuple[Path, str], minilm: Path, rotten_tomatoes: Path, tmp_path_factory
+) -> Path:
+    output = tmp_path_factory.mktemp("audited") / "run"
+    recording = f"audit.auditor='{office[1]}'"
+    config = RunConfig.from_toml(NAMED, ["audit.record=true", recording])
+    simulate(config, output)
+    return output
+
+
+def test_what_is_recorded_adds_up_to_what_the_server_did(
+    recorded: Path, office: tuple[Path, str]
+) -> None:
+    config = RunConfig.from_file(recorded / "config.toml")
+    records = read_records(recorded, config.run.id, keys.read_auditor(office[0]))
+    seen = seen_by_client(records, config, build_model(config, 2))
+    assert [part.server_round for part in seen[2]] == [1, 2]
+    last = aggregate(list(seen.values()))[-1]
+    model = load_file(recorded / "model" / "adapter.safetensors")
+    for name, step in last.update.items():
+        assert (last.state[name] + step).allclose(model[name], atol=1e-6)
+
+
+def test_no_private_number_is_on_the_wire(
+    recorded: Path, office: tuple[Path, str]
+) -> None:
+    config = RunConfig.from_file(recorded / "config.toml")
+    records = read_records(recorded, config.run.id, keys.read_auditor(office[0]))
+    assert {answer.header["num_examples"] for answer in records.answers} == {-1}
+
+
+def test_decoys_and_surrogate_are_nobodys_records(recorded: Path) -> None:
+    stage = set_stage(RunConfig.from_file(recorded / "config.toml"))
+    held = {text for part in stage.parts for text in part.contents}
+    decoys, surrogate = set(stage.decoys.contents), set(stage.surrogate.contents)
+    assert len(held) == 48
+    assert len(decoys) == 20
+    assert not decoys & surrogate
+    assert not (decoys | surrogate) & held
+
+
+def test_a_victims_case_holds_its_own_records(
+    recorded: Path, office: tuple[Path, str]
+) -> None:
+    config = RunConfig.from_file(recorded / "config.toml")
+    records = read_records(recorded, config.run.id, keys.read_auditor(office[0]))
+    stage = set_stage(config)
+    cases = cases_of(stage, records, None)
+    assert len(cases) == 3
+    for case, part in zip(cases, stage.parts, strict=True):
+        own = stage.model.task.encode(part)
+        assert [t.tolist() for t in case.secret.examples.inputs] == [
+            t.tolist() for t in own.inputs
+        ]
+        assert len(case.observation.others) == 2
+
+
+def test_the_two_columns_are_kept_apart(
+    recorded: Path, office: tuple[Path, str]
+) -> None:
+    said: list[str] = []
+    audit = audit_run(recorded, key=keys.read_auditor(office[0]), say=said.append)
+    columns = [(result.attack, result.column) for result in audit.attacks]
+    assert columns == [
+        ("rank_budget", "this-run"),
+        ("head_leak", "this-run"),
+        ("rank_budget", "replay"),
+        ("head_leak", "replay"),
+    ]
+    assert audit.claim is not None
+    assert audit.claim.spent_epsilon <= audit.claim.planned_epsilon * (1 + 1e-9)
+    assert not any(trial.falsified for trial in audit.dp_trials)
+    wrong = [check.check for check in audit.checks if check.status == "failed"]
+    assert wrong == ["noise"]  # seeded, so that this test is repeatable
+    assert any("attack: head_leak" in line for line in said)
+
+
+def test_without_the_key_what_was_recorded_stays_closed(recorded: Path) -> None:
+    audit = audit_run(recorded, say=lambda text: None)
+    assert {result.column for result in audit.attacks} == {"replay"}
+    assert any("no auditor's key" in limit for limit in audit.limitations)
+
+
+def _failed(output: Path) -> dict[str, bool]:
+    """Returns the checks that failed, and whether each refutes the claim."""
+    config, result = read_run(output)
+    fingerprint = set_stage(config).model.fingerprint
+    checks = check_records(config, result, fingerprint, output)
+    return {
+        check.check: check.falsifies for check in checks if check.status == "failed"
+    }
+
+
+def test_a_run_that_lost_a_ledger_entry_is_refuted(
+    recorded: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(recorded, output)
+    path = next((output / "ledger").glob("*.jsonl"))
+    path.write_text(path.read_text().splitlines(keepends=True)[0])
+    failed = _failed(output)
+    assert failed.pop("noise") is False
+    assert failed.pop("every answer is charged") is True
+    assert all(failed.values())
+
+
+def test_an_epsilon_stated_too_small_is_refuted(recorded: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(recorded, output)
+    result = json.loads((output / "result.json").read_text())
+    result["privacy"]["spent_epsilon"] /= 2
+    (output / "result.json").write_text(json.dumps(result))
+    assert _failed(output) == {"noise": False, "spent epsilon": True}
+
+
+def test_another_plan_or_configuration_than_stated_is_noticed(
+    recorded: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(recorded, output)
+    text = (output / "config.toml").read_text()
+    looser = text.replace("target_epsilon = 8.0", "target_epsilon = 7.0")
+    (output / "config.toml").write_text(looser)
+    failed = _failed(output)
+    assert failed["configuration"] is False
+    assert failed["plan"] is True
+
+
+def test_private_data_have_a_public_stand_in(small_reviews: Path) -> None:
+    config = small_config(small_reviews)
+    replayed = public(config)
+    assert replayed.data.name == "rotten-tomatoes"
+    assert replayed.data.path is None
+    assert replayed.privacy == config.privacy
+    assert replayed.training == config.training
+    named = RunConfig.from_toml(NAMED)
+    assert public(named) is named
+
+
+def test_an_unfinished_run_is_no_run_to_audit(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"no config[.]toml"):
+        audit_run(tmp_path)
+    (tmp_path / "config.toml").write_text(RunConfig.from_toml(NAMED).to_toml())
+    with pytest.raises(RunError, match="finished run"):
+        audit_run(tmp_path)
+
+
+def test_a_key_for_a_run_that_recorded_nothing_is_an_error(
+    office: tuple[Path, str], minilm: Path, rotten_tomatoes: Path, tmp_path: Path
+) -> None:
+    simulate(RunConfig.from_toml(NAMED, ["run.rounds=1"]), tmp_path / "run")
+    with pytest.raises(DataError, match="was not recorded"):
+        audit_run(tmp_path / "run", key=keys.read_auditor(office[0]))
+
+
+def test_an_unknown_attack_names_the_nearest() -> None:
+    config = RunConfig.from_toml(NAMED, ["audit.attacks=['head_leek']"])
+    with pytest.raises(ConfigError, match="head_leak"):
+        attacks_of(config)
+
+
+def test_secret_cohorts_are_not_recorded(office: tuple[Path, str]) -> None:
+    changes = [
+        "audit.record=true",
+        f"audit.auditor='{office[1]}'",
+        "privacy.unit='client'",
+        "cohort.sampling='poisson'",
+    ]
+    with pytest.raises(ConfigError, match="who was drawn is a secret"):
+        RunConfig.from_toml(NAMED, changes)
+    with pytest.raises(ConfigError, match="fedpeft keys auditor"):
+        RunConfig.from_toml(NAMED, changes[:1])
