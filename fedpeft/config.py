@@ -200,10 +200,16 @@ class RunConfig(Section):
 
     @property
     def hash(self) -> str:
-        """sha256 of everything that shapes the result; not of where or how fast."""
+        """sha256 of what shapes the result and who sees it; not of where or how fast.
+
+        Of ``[audit]`` it holds what is recorded, which clients agree to; what is
+        attacked afterwards changes no run.
+        """
         content = self.model_dump(
-            mode="json", exclude={"run": {"id", "state", "workers"}}
+            mode="json", exclude={"run": {"id", "state", "workers"}, "audit": True}
         )
+        if self.audit.record:
+            content["audit"] = {"auditor": self.audit.auditor}
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -47,7 +47,7 @@ class Cell:
     @property
     def name(self) -> str:
         """Its file's; equal for equal configurations."""
-        return hashlib.sha256(self.config.hash.encode()).hexdigest()[:16]
+        return hashlib.sha256(self.config.to_toml().encode()).hexdigest()[:16]
 
 
 def cells(config: RunConfig) -> list[Cell]:

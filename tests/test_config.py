@@ -150,3 +150,14 @@ def test_sizes_that_are_no_numbers_are_one_line() -> None:
         RunConfig.from_file(path, ["data.max_examples='all'"])
     with pytest.raises(ConfigError, match=r"\[training\] batch_size: "):
         RunConfig.from_toml(TOML.replace("batch_size = 32", 'batch_size = "all"'))
+
+
+def test_what_is_recorded_is_part_of_the_hash_and_what_is_attacked_is_not() -> None:
+    plain = RunConfig.from_toml(TOML)
+    attacked = RunConfig.from_toml(TOML, ["audit.attacks=['head_leak']"])
+    assert attacked.hash == plain.hash
+    key = f"audit.auditor='{64 * 'a'}'"
+    recorded = RunConfig.from_toml(TOML, ["audit.record=true", key])
+    assert recorded.hash != plain.hash
+    other = RunConfig.from_toml(TOML, ["audit.record=true", key.replace("a'", "b'")])
+    assert other.hash != recorded.hash

@@ -1,9 +1,9 @@
 """What an attack is: from an observation to a guess, judged against a secret.
 
-An attack sees exactly what its threat model grants. Its guess is scored by
-somebody else, who holds the secret, and beside two controls: a *baseline*, which guesses
-without any observation, and the *prior-only control*, the same attack on another
-client's update. What exceeds the control is what the update told.
+An attack sees exactly what its threat model grants. Its guess is scored by somebody
+else, who holds the secret, and beside two controls: a *baseline*, which guesses without
+any observation, and the *prior-only control*, the same attack on another client's
+update. What exceeds the control is what the update told.
 """
 
 from abc import ABC, abstractmethod

@@ -1,7 +1,8 @@
 """What an audit finds, before it is put into words: plain records, all numbers.
 
 Two columns of evidence are never mixed: ``this-run`` is read from the run itself,
-``replay`` was measured on the same configuration and code with public data and canaries.
+``replay`` was measured on the same configuration and code with public data and
+canaries.
 """
 
 from dataclasses import dataclass
