@@ -6,6 +6,7 @@ from functools import cached_property
 
 import torch
 
+from fedpeft.attacks.attack import Knowledge
 from fedpeft.data import Encoded
 from fedpeft.tasks import ImageClassification
 
@@ -129,11 +130,10 @@ def learned_prior(surrogate: Encoded, least_deviation: float = 0.02) -> ImagePri
     return ImagePrior((shape[0], shape[1], shape[2]), mean, axes, deviations, rest)
 
 
-def prior_of(task: ImageClassification, surrogate: Encoded | None) -> ImagePrior:
-    """Returns what an adversary with these public images, or none, takes for granted.
-
-    Without any, images are in colour.
-    """
+def prior_of(knowledge: Knowledge) -> ImagePrior:
+    """Returns what an adversary takes for granted; without public images, colour."""
+    task, surrogate = knowledge.model.task, knowledge.surrogate
     if surrogate is not None and len(surrogate) > 1:
         return learned_prior(surrogate)
+    assert isinstance(task, ImageClassification), "an attack says first if it fits"
     return blank_prior((3, task.image_size, task.image_size))

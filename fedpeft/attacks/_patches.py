@@ -92,9 +92,8 @@ def find_patches(model: TaskModel, channels: int) -> Patches | str:
         return "its records are no images"
     trial = _trial(task, channels)
     model.module.eval()
-    readers = find_readers(
-        model.module, model.operations, {"pixel_values": model_inputs(task, trial)}
-    )
+    inputs = {"pixel_values": model_inputs(task, trial).to(model.device)}
+    readers = find_readers(model.module, model.operations, inputs)
     if not readers:
         return "no trained matrix reads the first block's input"
     patches = _read(model, task, readers, channels)

@@ -64,7 +64,7 @@ class GradientMatching(Attack[torch.Tensor]):
     def run(self, observation: Observation, rng: torch.Generator) -> torch.Tensor:
         """Returns the images that explain the richest round best."""
         knowledge = observation.knowledge
-        prior = _prior(knowledge)
+        prior = prior_of(knowledge)
         seen = max(observation.seen, key=_richness)
         labels = labels_of(knowledge, seen, self.num_images)
         mean = prior.mean.expand(self.num_images, -1)
@@ -111,14 +111,8 @@ class GradientMatching(Attack[torch.Tensor]):
         self, observation: Observation, secret: Secret, rng: torch.Generator
     ) -> Scores:
         """Guesses the mean of the public images; a medium grey without any."""
-        prior = _prior(observation.knowledge)
+        prior = prior_of(observation.knowledge)
         return image_scores(prior.mean.view(1, *prior.shape), secret)
-
-
-def _prior(knowledge: Knowledge) -> ImagePrior:
-    task = knowledge.model.task
-    assert isinstance(task, ImageClassification), "the judge asks for a misfit first"
-    return prior_of(task, knowledge.surrogate)
 
 
 def _richness(seen: Seen) -> tuple[int, int]:

@@ -130,12 +130,13 @@ def _readers(model: TaskModel, config: RunConfig) -> list[Reader]:
 def _tokens(model: TaskModel, config: RunConfig) -> int:
     """Returns the positions of one record."""
     reader = _readers(model, config)[0]
-    return first_input(model.module, reader, _trial(model, config)).shape[1]
+    return int(first_input(model.module, reader, _trial(model, config)).shape[1])
 
 
 def _place(module: nn.Module, part: nn.Module) -> str:
     names = {id(other): name for name, other in module.named_modules()}
-    return names[id(part)]
+    place: str = names[id(part)]
+    return place
 
 
 def _uniqueness(model: TaskModel) -> str:

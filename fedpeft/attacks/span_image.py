@@ -41,8 +41,7 @@ class SpanImage(Attack[torch.Tensor]):
     Attributes:
         num_images: how many a client is believed to have trained on.
         trusts: the observation's weights against the prior's in the closed form, one
-            solution each; the one
-            to which the rows are nearest is taken.
+            solution each; the one to which the rows are nearest is taken.
         paths: of the search that follows; each is a row of factors on what is believed
             of the rows, and ends with 1. What is seen through more noise has fewer
             maxima.
@@ -61,16 +60,14 @@ class SpanImage(Attack[torch.Tensor]):
 
     def misfit(self, knowledge: Knowledge) -> str | None:
         """Wants images, and a trained matrix right behind their patches."""
-        task = knowledge.model.task
-        if not isinstance(task, ImageClassification):
+        if not isinstance(knowledge.model.task, ImageClassification):
             return "its records are no images"
-        channels = prior_of(task, knowledge.surrogate).shape[0]
-        found = find_patches(knowledge.model, channels)
+        found = find_patches(knowledge.model, prior_of(knowledge).shape[0])
         return found if isinstance(found, str) else None
 
     def run(self, observation: Observation, rng: torch.Generator) -> torch.Tensor:
         """Returns the most likely images, in 0..1."""
-        prior = _prior(observation.knowledge)
+        prior = prior_of(observation.knowledge)
         patches = find_patches(observation.knowledge.model, prior.shape[0])
         assert isinstance(patches, Patches), patches
         tokens = self.num_images * len(patches.places) + len(patches.fixed)
@@ -114,14 +111,8 @@ class SpanImage(Attack[torch.Tensor]):
         self, observation: Observation, secret: Secret, rng: torch.Generator
     ) -> Scores:
         """Guesses the mean of the public images; a medium grey without any."""
-        prior = _prior(observation.knowledge)
+        prior = prior_of(observation.knowledge)
         return image_scores(prior.mean.view(1, *prior.shape), secret)
-
-
-def _prior(knowledge: Knowledge) -> ImagePrior:
-    task = knowledge.model.task
-    assert isinstance(task, ImageClassification), "the judge asks for a misfit first"
-    return prior_of(task, knowledge.surrogate)
 
 
 def closed_form(

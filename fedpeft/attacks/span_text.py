@@ -68,7 +68,7 @@ class SpanText(Attack[torch.Tensor]):
             norm; the noise of DP-SGD is estimated without it.
     """
 
-    lengths: int = 5
+    lengths: int = 3
     tries: int = 12
     relative_noise: float = 0.0
 
@@ -140,7 +140,11 @@ class SpanText(Attack[torch.Tensor]):
         ends = (task.tokenizer.cls_token_id, task.tokenizer.sep_token_id)
         order = likely_lengths(span, ordinary, inputs, ends[1], task.max_length)
         for length in order[: self.lengths]:
-            yield search.sentence(ends, length)
+            found = search.sentence(ends, length)
+            inside = (found.tokens[1:-1] == ends[1]).nonzero()
+            if len(inside) > 0:  # so the text ends there
+                found = search.sentence(ends, int(inside[0]) + 2)
+            yield found
 
     def _improved(self, found: Found, fit: float, match: TextMatch) -> torch.Tensor:
         """Tries other tokens where the choice was close, and keeps what fits better."""
