@@ -269,11 +269,12 @@ def _recorded(
 
 
 def _replay_limits(config: RunConfig, replayed: RunConfig) -> list[str]:
-    rounds = min(config.audit.rounds, config.run.rounds)
-    limits = [
-        f"The replay stopped after {rounds} of {config.run.rounds} rounds; an "
-        "adversary who sees more of them learns more."
-    ]
+    limits = []
+    if config.audit.rounds < config.run.rounds:
+        limits.append(
+            f"The replay stopped after {config.audit.rounds} of {config.run.rounds} "
+            "rounds; an adversary who sees more of them learns more."
+        )
     if replayed is not config:
         limits.append(
             f"The replay's data are {replayed.data.name}, which stand in for the run's "

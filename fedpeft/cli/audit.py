@@ -5,6 +5,7 @@ what could not be settled, and 4 for any error, also of usage.
 """
 
 import dataclasses
+import logging
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -143,6 +144,8 @@ def collect(
     from simulations.audit import audit_run, audit_scenario, public
 
     pull_missing(needed_assets(public(config)), console)
+    # Clients are asked what they must refuse: that they do is no news.
+    logging.getLogger("client").setLevel(logging.ERROR)
 
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
