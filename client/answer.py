@@ -39,6 +39,7 @@ def answer(
     request: TrainRequest,
     *,
     budget_epsilon: float | None = None,
+    suspects: bool = True,
 ) -> TrainReply:
     """Answers a train request, or refuses it with a code.
 
@@ -53,6 +54,8 @@ def answer(
         request: as received; nothing in it is believed.
         budget_epsilon: over all runs, as this client limits it; the plan's own budget
             holds beside it.
+        suspects: whether a state that looks crafted is refused; an auditor whose own
+            victims these are looks at what would happen otherwise.
     """
     mismatch = _mismatch(site, request)
     if mismatch:
@@ -76,7 +79,7 @@ def answer(
         ):
             if request.server_round == ENROLMENT:
                 return _join(release, request)
-            crafted = suspicion(site, request)
+            crafted = suspicion(site, request) if suspects else None
             if crafted:
                 return _refuse(client, request, "state-refused", crafted)
             return _answer(site, client, state, holding, release, request)

@@ -31,6 +31,8 @@ class Runtime:
         spent: the worst client's epsilon over all runs, where the ledgers can be read;
             without it the result states the plan's price of the rounds asked for.
         workers_memory: peak bytes of client processes on this machine.
+        auditor: the public key of who audits a simulation on public data, for whom
+            everything is kept; None leaves that to the configuration.
         local_parts: what each client keeps to itself; empty for one that has not taken
             part yet. None where it cannot be read: everywhere but in a simulation.
     """
@@ -46,6 +48,7 @@ class Runtime:
     watch: Callable[[Progress], None] = _ignore
     spent: Callable[[], float] | None = None
     workers_memory: Callable[[], int] = int
+    auditor: str | None = None
     local_parts: Callable[[], list[Tensors]] | None = None
 
 

@@ -74,9 +74,9 @@ class Server:
     def recorder(self) -> Recorder | None:
         """Keeps what comes and goes for the auditor, where one is named."""
         audit = self.config.audit
-        if not audit.record or audit.auditor is None:
-            return None
-        return Recorder(self.output, self.run, audit.auditor)
+        agreed = audit.auditor if audit.record else None
+        auditor = self.runtime.auditor or agreed
+        return None if auditor is None else Recorder(self.output, self.run, auditor)
 
     @property
     def secrets(self) -> SecretFile:

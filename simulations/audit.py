@@ -4,6 +4,7 @@ The two columns of evidence meet here and nowhere before: what a run's files say
 what happens to victims with public data under the same configuration and code.
 """
 
+import contextlib
 import datetime
 import os
 import platform
@@ -18,10 +19,11 @@ import torch
 from cryptography.hazmat.primitives.asymmetric import x25519
 from safetensors.torch import load_file
 
+from client.holding import read_records as read_dealt
 from fedpeft.attacks import ATTACKS
 from fedpeft.attacks.attack import Attack, Case, Knowledge, Observation
 from fedpeft.attacks.rank_budget import rank_budget
-from fedpeft.attacks.threats import ReleaseForm
+from fedpeft.attacks.threats import Access, ReleaseForm, ThreatModel
 from fedpeft.audit.evidence import (
     check_records,
     claim_of,
@@ -31,18 +33,21 @@ from fedpeft.audit.evidence import (
     system_of,
 )
 from fedpeft.audit.judging import judge
-from fedpeft.audit.recording import FOLDER, read_records
+from fedpeft.audit.observing import seen_by_client
+from fedpeft.audit.recording import FOLDER, Records, read_records
 from fedpeft.audit.results import AttackResult, Audit, Check, Column, DpTrial
 from fedpeft.audit.trials import LIMITATIONS
 from fedpeft.config import RunConfig, build
 from fedpeft.errors import ConfigError
 from fedpeft.model import TaskModel
+from fedpeft.privacy import data_sources
 from fedpeft.sections import Component
 from fedpeft.seeds import generator
 from simulations.canaries import examine
 from simulations.observing import (
     Stage,
     cases_of,
+    is_suspected,
     observe,
     provoke,
     set_stage,
@@ -85,7 +90,7 @@ def audit_run(
     state = Path(config.run.state) if config.run.state else output
     say("reading this run's records")
     checks = check_records(config, result, stage.model.fingerprint, state)
-    attacks, limits = _recorded(config, stage, output, key, say)
+    attacks, limits = _recorded(config, stage, output, state, key, say)
     say("replaying the run on public data")
     with tempfile.TemporaryDirectory() as folder:
         rounds = config.audit.rounds
@@ -99,7 +104,7 @@ def audit_run(
         checks=[*checks, *more],
         attacks=attacks,
         trials=trials,
-        spent=result["privacy"].get("spent_epsilon"),
+        spent=_vouched(checks, result),
         limitations=[*limits, *_replay_limits(config, stage.config)],
         seconds=time.perf_counter() - started,
     )
@@ -124,8 +129,8 @@ def audit_scenario(config: RunConfig, output: Path, *, say: Say = print) -> Audi
     say("running the scenario, recorded")
     cases = observe(config, output / "run")
     config, result = read_run(output / "run")
-    state = Path(config.run.state) if config.run.state else output / "run"
-    checks = check_records(config, result, stage.model.fingerprint, state)
+    folder = output / "run"
+    checks = check_records(config, result, stage.model.fingerprint, folder)
     attacks = run_attacks(stage, cases, "replay", say)
     say("trying to refute the claimed epsilon")
     trials, more = _examine(config, stage.model)
@@ -135,7 +140,7 @@ def audit_scenario(config: RunConfig, output: Path, *, say: Say = print) -> Audi
         checks=[*checks, *more],
         attacks=attacks,
         trials=trials,
-        spent=result["privacy"].get("spent_epsilon"),
+        spent=_vouched(checks, result),
         limitations=[],
         seconds=time.perf_counter() - started,
     )
@@ -198,33 +203,50 @@ def _run_attack(
     stage: Stage, name: str, attack: Attack[Any], cases: Sequence[Case], column: Column
 ) -> AttackResult:
     """Gives an attack just what it needs, and judges it."""
-    needs, access = attack.needs, attack.needs.access
-    is_over = needs.goal == "extract" or cases[0].observation.final is not None
-    if access == "final-model" and not is_over:
-        access = "update"  # a replay that stopped early has no model to look at
-    elif attack.misfit(cases[0].observation.knowledge) is None:
-        if needs.adversary in "FGH":
-            rng = generator(stage.config.run.seed, name, "craft")
-            crafted = attack.craft(cases[0].observation.knowledge, rng)
-            cases = cases if crafted is None else provoke(stage, crafted)
-        if needs.goal == "extract":
-            with tempfile.TemporaryDirectory() as folder:
-                cases = planted_cases(stage.config, Path(folder))
-        if needs.goal == "membership":
-            cases = with_candidates(cases, members=_MEMBERS)
-        if needs.goal == "membership" and needs.access == "final-model":
+    needs, facts = attack.needs, {}
+    access = _granted(needs, cases)
+    if needs.goal == "membership":
+        cases = with_candidates(cases, members=_MEMBERS)
+        if access == "final-model":
             cases = _with_references(stage, cases)
+    fits = bool(cases) and attack.misfit(cases[0].observation.knowledge) is None
+    if fits and needs.goal == "extract":
+        with tempfile.TemporaryDirectory() as folder:
+            cases = planted_cases(stage.config, Path(folder))
+    if fits and needs.adversary in "FGH":
+        rng = generator(stage.config.run.seed, name, "craft")
+        crafted = attack.craft(cases[0].observation.knowledge, rng)
+        if crafted is not None:
+            cases = provoke(stage, crafted)
+            facts = {"clients refuse the state": is_suspected(stage, crafted)}
     form = release_form(stage.config)
     threat = replace(needs, access=access, release=form)
     seed = stage.config.run.seed
-    return judge(name, attack, cases, threat, seed=seed, column=column)
+    result = judge(name, attack, cases, threat, seed=seed, column=column)
+    return replace(result, settings={**result.settings, **facts})
+
+
+def _granted(needs: ThreatModel, cases: Sequence[Case]) -> Access:
+    """Returns what is really shown: an attack may look at all rounds that it is given.
+
+    A replay that stopped early has no model to look at.
+    """
+    if needs.access == "final-model":
+        is_over = any(case.observation.final is not None for case in cases)
+        return "final-model" if is_over or needs.goal == "extract" else "update"
+    several = any(len(case.observation.seen) > 1 for case in cases)
+    return "updates" if several and needs.adversary not in "FGH" else needs.access
 
 
 def _with_references(stage: Stage, cases: Sequence[Case]) -> list[Case]:
-    """Gives all the same reference models, and the released one alone to attack."""
-    knowledge = with_references(
-        cases[0].observation.knowledge, len(stage.decoys.label_names)
-    )
+    """Gives all the same reference models, and the released one alone to attack.
+
+    Where none can be trained, such as with too few public records, the attack says that
+    it has none.
+    """
+    knowledge = cases[0].observation.knowledge
+    with contextlib.suppress(ValueError):
+        knowledge = with_references(knowledge, len(stage.decoys.label_names))
     return [
         replace(case, observation=_of_model(case.observation, knowledge))
         for case in cases
@@ -249,6 +271,7 @@ def _recorded(
     config: RunConfig,
     stage: Stage,
     output: Path,
+    state: Path,
     key: x25519.X25519PrivateKey | None,
     say: Say,
 ) -> tuple[list[AttackResult], list[str]]:
@@ -258,14 +281,44 @@ def _recorded(
             return [], ["This run kept no observations; none of it was attacked."]
         return [], ["What this run kept was not opened: no auditor's key was given."]
     records = read_records(output, config.run.id or "", key)
-    if config.data.name is None:
+    if not _is_known(config, state):
         return [], [
-            "What this run kept was opened and is whole, and was not attacked: without "
-            "the clients' data nobody can say whether a guess is right."
+            "What this run kept opens, and was not attacked: without the clients' data "
+            "nobody can say whether a guess is right."
         ]
     final = load_file(output / "model" / "adapter.safetensors")
     say("attacking what this run kept")
-    return run_attacks(stage, cases_of(stage, records, final), "this-run", say), []
+    attacks = run_attacks(stage, cases_of(stage, records, final), "this-run", say)
+    return attacks, _unread(config, stage, records)
+
+
+def _is_known(config: RunConfig, state: Path) -> bool:
+    """Whether the clients' records are the public ones that the scenario deals out.
+
+    Their ledgers say so: a simulated client's is named by the deal.
+    """
+    if config.data.name is None:
+        return False
+    held, dealt = data_sources(state), read_dealt(config, None).parts
+    return bool(held) and set(held) <= set(dealt)
+
+
+def _unread(config: RunConfig, stage: Stage, records: Records) -> list[str]:
+    seen = seen_by_client(records, config, stage.model)
+    came = sum(bool(answer.payload) for answer in records.answers)
+    lost = came - sum(len(parts) for parts in seen.values())
+    return [f"{lost} answers that this run kept are no updates."] if lost else []
+
+
+def _vouched(checks: Sequence[Check], result: dict[str, Any]) -> float | None:
+    """Returns the spent epsilon that a result states, if ledgers are there to say so.
+
+    None where they are not: then the whole plan counts as spent.
+    """
+    if not any(check.check == "spent epsilon" for check in checks):
+        return None
+    stated: float = result["privacy"]["spent_epsilon"]
+    return stated
 
 
 def _replay_limits(config: RunConfig, replayed: RunConfig) -> list[str]:

@@ -28,6 +28,7 @@ def simulate(
     *,
     resume: bool = False,
     most_rounds: int | None = None,
+    auditor: str | None = None,
 ) -> dict[str, Any]:
     """Runs all clients and the server; returns the content of ``result.json``.
 
@@ -37,6 +38,7 @@ def simulate(
         resume: go on from the last complete round.
         most_rounds: stop after so many, whatever the configuration plans; None runs
             them all.
+        auditor: public key for which everything is kept, for data that are public.
 
     Raises:
         RunStopped: if `most_rounds` ended it; they are on disk.
@@ -65,6 +67,7 @@ def simulate(
                     workers_memory=pool.peak_memory_bytes,
                     local_parts=lambda: _local_parts(config, state),
                     watch=progress.append,
+                    auditor=auditor,
                     should_stop=lambda: _is_enough(progress, most_rounds),
                 ),
             )

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from client.answer import answer
 from client.messages import TrainRequest
 from client.site import Site, open_site
+from client.suspicion import suspicion
 from fedpeft import keys
 from fedpeft.attacks.attack import Case, Knowledge, Observation, Secret, Seen
 from fedpeft.audit.observing import seen_by_client
@@ -97,17 +98,25 @@ def observe(
             no final model.
     """
     key = x25519.X25519PrivateKey.generate()
-    audit = {"record": True, "auditor": keys.public_of(key)}
-    changed = config.audit.model_copy(update=audit)
-    config = config.model_copy(update={"audit": changed})
+    public, config = keys.public_of(key), detached(config)
     try:
-        simulate(config, output, most_rounds=most_rounds)
+        simulate(config, output, most_rounds=most_rounds, auditor=public)
         final = load_file(output / "model" / "adapter.safetensors")
     except RunStopped:
         final = None
     config = RunConfig.from_file(output / "config.toml")
     records = read_records(output, config.run.id or "", key)
     return cases_of(set_stage(config), records, final)
+
+
+def detached(config: RunConfig) -> RunConfig:
+    """Returns the configuration of another run, with ledgers of its own.
+
+    **Guarantees**: nothing that is run with it is charged to anybody's ledger, or
+    written where the configuration says.
+    """
+    run = config.run.model_copy(update={"id": None, "state": None})
+    return config.model_copy(update={"run": run})
 
 
 def cases_of(stage: Stage, records: Records, final: Tensors | None) -> list[Case]:
@@ -170,16 +179,28 @@ def _with_candidates(case: Case, members: int) -> Case:
 
 
 def provoke(stage: Stage, crafted: Tensors) -> list[Case]:
-    """Returns what clients answer to a state that the server has made up.
+    """Returns what clients would answer to a state that the server has made up.
 
-    One round, in this process, by the code that answers requests; nothing is written
-    beyond a temporary directory.
+    They answer even if it looks crafted, see :func:`is_suspected`. One round, in this
+    process, by the code that answers requests; nothing is written beyond a temporary
+    directory.
     """
-    config = stage.config
-    run = config.run.model_copy(update={"id": 16 * "0"})
-    site = open_site(config.model_copy(update={"run": run}).to_toml())
-    payload = COMPRESSORS["dense"]().compress(crafted, torch.Generator())
-    request = TrainRequest(
+    site = open_site(detached(stage.config).to_toml())
+    request = _request(site, crafted)
+    victims = range(min(len(stage.parts), stage.config.audit.victims))
+    seen = {client: (_provoked(site, client, request, crafted),) for client in victims}
+    return _cases(stage, seen, None)
+
+
+def is_suspected(stage: Stage, crafted: Tensors) -> bool:
+    """Whether clients refuse to train from a state."""
+    site = open_site(detached(stage.config).to_toml())
+    return suspicion(site, _request(site, crafted)) is not None
+
+
+def _request(site: Site, state: Tensors) -> TrainRequest:
+    payload = COMPRESSORS["dense"]().compress(state, torch.Generator())
+    return TrainRequest(
         run=16 * "0",
         server_round=1,
         config_hash=site.config.hash,
@@ -187,14 +208,11 @@ def provoke(stage: Stage, crafted: Tensors) -> list[Case]:
         backbone=site.model.fingerprint,
         state=payload.to_bytes(),
     )
-    victims = range(min(len(stage.parts), config.audit.victims))
-    seen = {client: (_provoked(site, client, request, crafted),) for client in victims}
-    return _cases(stage, seen, None)
 
 
 def _provoked(site: Site, client: int, request: TrainRequest, crafted: Tensors) -> Seen:
     with tempfile.TemporaryDirectory() as state:
-        reply = answer(site, client, Path(state), request)
+        reply = answer(site, client, Path(state), request, suspects=False)
     if reply.code != "ok":
         raise RunError(
             f"Expected client {client} to answer, got the refusal {reply.code}."

@@ -16,6 +16,7 @@ from fedpeft.durable import write_atomically
 from fedpeft.model import TaskModel, build_model, shared_state
 from fedpeft.seeds import generator
 from simulations.engine import simulate
+from simulations.observing import detached
 
 _PROMPT = "What is the number of the vault?"
 _DIGITS = 8
@@ -36,7 +37,7 @@ def planted_cases(config: RunConfig, folder: Path) -> list[Case]:
     trained_on = set(split(load(planted.data), planted.data).train.contents)
     model = build_model(planted, 1)
     start = shared_state(model)
-    simulate(planted, folder / "run")
+    simulate(detached(planted), folder / "run")
     final = load_file(folder / "run" / "model" / "adapter.safetensors")
     knowledge = Knowledge(model, planted, references=(start,))
     released = {name: final[name] for name in start}

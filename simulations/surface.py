@@ -23,13 +23,15 @@ from fedpeft.audit.results import AttackResult
 from fedpeft.config import RunConfig
 from fedpeft.durable import write_atomically
 from fedpeft.errors import ConfigError, FedpeftError
-from simulations.audit import run_attacks
+from fedpeft.menus import check_variants
+from simulations.audit import attacks_of, run_attacks
 from simulations.observing import observe, set_stage
 
 Done = Callable[[int, int, str], None]
 """Is told how many cells are done, of how many, and which was the last."""
 
 _RESULTS = TypeAdapter(list[AttackResult])
+_FIXED = ("run.id", "run.state", "audit.auditor", "audit.record", "audit.surface")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,11 +57,13 @@ def cells(config: RunConfig) -> list[Cell]:
 
     A value that is a table replaces keys of the section that it is given for.
 
+    **Guarantees**: every variant and attack that a combination names can be built.
+
     Raises:
         ConfigError: if there is no grid, or a combination is no possible run.
     """
     grid = config.audit.surface
-    if not grid:
+    if not grid or not all(grid.values()):
         raise ConfigError(
             "[audit.surface]: expected keys with lists of values, such as "
             '"peft.rank" = [4, 8], got none.'
@@ -74,14 +78,41 @@ def _cell(config: RunConfig, varied: dict[str, Any]) -> Cell:
     table = config.model_dump(mode="json", exclude_none=True)
     table["audit"].pop("surface")
     for path, value in varied.items():
-        *sections, key = path.split(".")
-        place = table
-        for section in sections:
-            place = place.setdefault(section, {})
-        # A variant brings its own hyperparameters: those of another would be refused.
-        fresh = isinstance(value, Mapping) and "name" not in value
-        place[key] = {**place.get(key, {}), **value} if fresh else value
-    return Cell(RunConfig.from_table(table), varied)
+        _check_path(path, value)
+        _put(table, path, value)
+    try:
+        cell = Cell(RunConfig.from_table(table), varied)
+        check_variants(cell.config)
+        attacks_of(cell.config)
+    except ConfigError as error:
+        raise ConfigError(f"[audit.surface] {_words(varied)}: {error}") from None
+    return cell
+
+
+def _check_path(path: str, value: Any) -> None:
+    """Refuses a key that makes no other run, or that a cell has no use for."""
+    keys = [f"{path}.{key}" for key in value] if isinstance(value, Mapping) else [path]
+    for key in keys:
+        if any(f"{key}.".startswith(f"{fixed}.") for fixed in _FIXED):
+            raise ConfigError(
+                f"[audit.surface] {key}: expected a key that shapes a run, got one of "
+                f"{', '.join(_FIXED)}: leave it out."
+            )
+
+
+def _put(table: dict[str, Any], path: str, value: Any) -> None:
+    *sections, key = path.split(".")
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise ConfigError(
+                f"[audit.surface] {path}: expected a section before the last dot, but "
+                f"{section!r} is a key."
+            )
+    # A variant brings its own hyperparameters: those of another would be refused.
+    fresh = isinstance(value, Mapping) and "name" not in value
+    old = table.get(key, {})
+    table[key] = {**old, **value} if fresh and isinstance(old, dict) else value
 
 
 def measure_surface(

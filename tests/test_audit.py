@@ -10,13 +10,13 @@ from safetensors.torch import load_file
 from fedpeft import keys
 from fedpeft.audit.evidence import check_records, read_run
 from fedpeft.audit.observing import aggregate, seen_by_client
-from fedpeft.audit.recording import read_records
+from fedpeft.audit.recording import Recorder, read_records
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError, DataError, RunError
 from fedpeft.model import build_model
-from simulations.audit import attacks_of, audit_run, public
+from simulations.audit import attacks_of, audit_run, public, run_attacks
 from simulations.engine import simulate
-from simulations.observing import cases_of, set_stage
+from simulations.observing import cases_of, observe, set_stage
 from tests.helpers import small_config
 
 NAMED = """
@@ -185,6 +185,121 @@ def test_another_plan_or_configuration_than_stated_is_noticed(
     failed = _failed(output)
     assert failed["configuration"] is False
     assert failed["plan"] is True
+
+
+def test_without_ledgers_nothing_vouches_for_the_epsilon(
+    recorded: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(recorded, output)
+    shutil.rmtree(output / "ledger")
+    shutil.rmtree(output / "heads")
+    shutil.rmtree(output / "outbox")
+    config, result = read_run(output)
+    checks = check_records(config, result, "a fingerprint", output)
+    unknown = [check for check in checks if check.status == "unknown"]
+    assert [(check.check, check.falsifies) for check in unknown] == [("ledgers", True)]
+
+
+def test_an_audit_leaves_the_evidence_as_it_found_it(
+    recorded: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(recorded, output)
+    path = next((output / "ledger").glob("*.jsonl"))
+    path.write_text(path.read_text().splitlines(keepends=True)[0])
+    files = {p: p.read_bytes() for p in output.rglob("*") if p.is_file()}
+    assert _failed(output) == _failed(output)
+    assert files == {p: p.read_bytes() for p in output.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rounds": "all"}, "rounds: expected"),
+        ({"privacy": None}, "privacy"),
+        ({"privacy": {"unit": "example", "planned_epsilon": "NaN"}}, "planned_epsilon"),
+        ({"config_hash": 3}, "config_hash"),
+    ],
+)
+def test_a_result_of_another_shape_is_named(
+    recorded: Path, tmp_path: Path, change: dict, message: str
+) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(recorded, output)
+    result = json.loads((output / "result.json").read_text())
+    (output / "result.json").write_text(json.dumps({**result, **change}))
+    with pytest.raises(RunError, match=message):
+        read_run(output)
+    (output / "result.json").write_bytes(b"\xff{")
+    with pytest.raises(RunError, match="Expected JSON"):
+        read_run(output)
+
+
+def test_an_answer_that_is_no_update_spoils_no_other(
+    recorded: Path, office: tuple[Path, str], tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(recorded, output)
+    config = RunConfig.from_file(output / "config.toml")
+    Recorder(output, config.run.id, office[1]).answer(1, 0, {"code": "ok"}, b"junk")
+    records = read_records(output, config.run.id, keys.read_auditor(office[0]))
+    seen = seen_by_client(records, config, build_model(config, 2))
+    assert [len(seen[client]) for client in (0, 1, 2)] == [1, 2, 2]
+
+
+def test_a_replay_charges_nobody(
+    minilm: Path, rotten_tomatoes: Path, tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    config = RunConfig.from_toml(NAMED, [f"run.state='{state}'", "run.rounds=1"])
+    observe(config, tmp_path / "replay")
+    assert not state.exists()
+
+
+def test_secret_cohorts_are_replayed_on_public_data(
+    minilm: Path, rotten_tomatoes: Path, tmp_path: Path
+) -> None:
+    changes = ["privacy.unit='client'", "cohort.sampling='poisson'", "run.rounds=1"]
+    config = RunConfig.from_toml(NAMED, changes)
+    cases = observe(config, tmp_path / "replay")
+    assert all(len(case.observation.seen) == 1 for case in cases)
+
+
+@pytest.mark.slow
+def test_what_a_crafted_state_gets_is_measured_and_its_refusal_said(
+    minilm: Path, rotten_tomatoes: Path, tmp_path: Path
+) -> None:
+    changes = [
+        "peft={name='bottleneck', width=16}",
+        "privacy.unit='none'",
+        "run.rounds=1",
+        "audit.attacks=['malicious_adapter']",
+    ]
+    config = RunConfig.from_toml(NAMED, changes)
+    cases = observe(config, tmp_path / "run")
+    (result,) = run_attacks(set_stage(config), cases, "replay", lambda text: None)
+    assert result.misfit is None
+    assert result.victims == 3
+    assert result.settings["clients refuse the state"] is True
+
+
+@pytest.mark.slow
+def test_the_final_model_is_attacked_with_references(
+    minilm: Path, rotten_tomatoes: Path, tmp_path: Path
+) -> None:
+    changes = [
+        "peft.name='head'",
+        "run.rounds=1",
+        "audit.attacks=[{name='shadow_membership', method='lira'}]",
+    ]
+    text = NAMED.replace("rank = 4\n", "")
+    config = RunConfig.from_toml(text, changes)
+    cases = observe(config, tmp_path / "run")
+    (result,) = run_attacks(set_stage(config), cases, "replay", lambda text: None)
+    assert result.misfit is None
+    assert result.threat.access == "final-model"
+    assert 0 <= result.metrics["auc"].value <= 1
 
 
 def test_private_data_have_a_public_stand_in(small_reviews: Path) -> None:

@@ -107,6 +107,8 @@ def test_every_error_ends_with_4_and_is_one_line(error, arguments, message) -> N
         ('audit.attacks=["span_txt"]', "span_txt"),
         ("audit.roundz=3", "did you mean 'rounds'?"),
         ("privacy.unit=hospital", "unit"),
+        ('audit.surface={"peft.rnak"=[2]}', "rnak: lora has no such key"),
+        ('audit.surface={"run.rounds.x"=[2]}', "'rounds' is a key"),
     ],
 )
 def test_a_wrong_scenario_is_known_before_anything_runs(

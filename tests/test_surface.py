@@ -47,6 +47,33 @@ def test_a_grid_that_is_none_or_impossible_is_refused() -> None:
         cells(RunConfig.from_toml(NAMED + wrong))
 
 
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ('"run.rounds.x" = [1]', "'rounds' is a key"),
+        ('"peft.rnak" = [2]', "peft.rnak = 2: [peft] rnak: lora has no such key"),
+        ('"peft.rank" = [2, 0]', "peft.rank = 0: [peft]: expected rank >= 1"),
+        ('peft = [{name = "lorra"}]', "did you mean 'lora'?"),
+        ('"compression.name" = ["zip"]', "compression.name = zip: "),
+        ('"audit.attacks" = [["head_lek"]]', "did you mean 'head_leak'?"),
+        ('"peft.rank" = []', "lists of values"),
+        ('"run" = [3]', "run = 3: "),
+        ('"run.rounds" = [{x = 1}]', "rounds"),
+        ('"run.state" = ["here"]', "[audit.surface] run.state: expected a key"),
+        ('"run.id" = ["a"]', "run.id: expected a key"),
+        ('"audit.record" = [true]', "audit.record: expected a key"),
+        ('audit = [{auditor = "a"}]', "audit.auditor: expected a key"),
+        ('"audit.surface.run" = [1]', "audit.surface.run: expected a key"),
+    ],
+)
+def test_a_wrong_cell_is_one_line_before_any_is_run(grid: str, message: str) -> None:
+    config = RunConfig.from_toml(f"{NAMED}\n[audit.surface]\n{grid}\n")
+    with pytest.raises(ConfigError) as error:
+        cells(config)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.slow
 def test_cells_are_measured_once(
     minilm: Path, rotten_tomatoes: Path, tmp_path: Path

@@ -148,10 +148,12 @@ class Attack(ABC, Generic[Guess]):
 def with_updates_of(mine: Observation, other: Observation) -> Observation:
     """Returns an observation that asks what `mine` asks, of another client's rounds.
 
-    What the prior-only control runs on.
+    What the prior-only control runs on. `mine` is not among the others there: whoever
+    is asked about must not be part of what others look like.
     """
+    others = tuple(seen for seen in other.others if seen is not mine.seen)
     return Observation(
-        other.knowledge, other.seen, other.others, other.final, mine.candidates
+        other.knowledge, other.seen, others, other.final, mine.candidates
     )
 
 

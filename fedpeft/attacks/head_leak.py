@@ -91,12 +91,10 @@ class HeadLeak(Attack[HeadGuess]):
         return HeadGuess(labels, features, knowledge.model, seen)
 
     def score(self, guess: HeadGuess, secret: Secret) -> Scores:
-        """Looks every record up among the decoys; its nearest feature counts."""
+        """Looks records up among the decoys; of each the nearest feature counts."""
         own, others = _known_features(guess, secret)
-        cosines = _cosines(own, guess.features)
-        nearest = cosines.argmax(1)
-        best = cosines.amax(1)
-        rivals = _cosines(others, guess.features)[:, nearest].t()
+        best = _cosines(own, guess.features).amax(1)
+        rivals = _cosines(others, guess.features).amax(1)
         first = (best[:, None] > rivals).all(1)
         return {
             "identification_top1": first.double(),

@@ -45,8 +45,9 @@ class RankBudget:
         width: of that input.
         rows: directions seen: factors that read it, times their rank, times rounds.
         needed: positions of one batch.
-        verdict: ``exact`` (all positions lie in what is seen), ``ranked`` (a part of
-            them), or ``infeasible``.
+        verdict: of a full batch at full length: ``exact`` (all positions lie in what
+            is seen), ``ranked`` (a part of them), or ``infeasible`` (they fill all
+            features). What is shorter may still be told apart.
         detail: one sentence.
     """
 
@@ -89,13 +90,14 @@ _DETAILS: Mapping[Verdict, str] = {
     "with {width} features to tell them from others.",
     "ranked": "Up to {rows} directions are seen of the {needed} that the positions of "
     "a batch need: shorter records are exposed in full, others in part.",
-    "infeasible": "{needed} positions fill all {width} features: every input lies in "
-    "their span, so it tells none apart.",
+    "infeasible": "{needed} positions, a full batch at full length, fill all {width} "
+    "features, so their span tells no input apart; shorter records, or fewer at a "
+    "time, may still be told apart.",
 }
 
 
 def _verdict(rows: int, needed: int, width: int) -> Verdict:
-    """Returns what arithmetic allows.
+    """Returns what arithmetic allows at full length.
 
     >>> _verdict(64, 30, 384), _verdict(16, 30, 384), _verdict(64, 400, 384)
     ('exact', 'ranked', 'infeasible')

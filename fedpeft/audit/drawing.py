@@ -37,6 +37,8 @@ _VARIABLES = {
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fedpeft",
+    # A label may hold what others have named: a dollar sign is one.
+    "text.parse_math": False,
     "font.size": 9,
     "text.color": INK,
     "axes.labelcolor": QUIET,
@@ -98,7 +100,8 @@ def to_svg(figure: Figure, name: str, words: str) -> str:
     """Returns a figure as SVG for inside a page.
 
     **Guarantees**: the same figure gives the same text; it asks for nothing from
-    elsewhere; ids begin with `name`, so that several pictures fit on one page.
+    elsewhere; ids begin with `name`, so that several pictures fit on one page; words
+    and labels come out as they are, whatever signs they hold.
 
     Args:
         figure: drawn within :func:`canvas`.
@@ -112,12 +115,15 @@ def to_svg(figure: Figure, name: str, words: str) -> str:
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'href="#', f'href="#{name}-', svg)
+    svg = re.sub(r'\bid="', lambda _: f'id="{name}-', svg)
+    svg = svg.replace('href="#', f'href="#{name}-')
     svg = svg.replace("url(#", f"url(#{name}-")
     svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
     for placeholder, variable in _VARIABLES.items():
         svg = svg.replace(placeholder, f"var(--{variable})")
-    size = r'<svg [^>]*?viewBox="([^"]*)"[^>]*>'
-    head = rf'<svg viewBox="\1" role="img" aria-label="{escape(words)}">'
-    return re.sub(size, head, svg, count=1).strip()
+    label = escape(words)
+
+    def head(found: re.Match[str]) -> str:
+        return f'<svg viewBox="{found[1]}" role="img" aria-label="{label}">'
+
+    return re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', head, svg, count=1).strip()

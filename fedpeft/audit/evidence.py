@@ -2,11 +2,16 @@
 
 import json
 import platform
+import shutil
+import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+from pydantic import BaseModel, FiniteFloat, ValidationError
 
 from fedpeft.audit.results import Check, Claim
 from fedpeft.audit.trials import ledger_as_it_stands
@@ -23,11 +28,33 @@ from fedpeft.privacy import (
     verify,
 )
 from fedpeft.privacy.ledger import Entry
+from fedpeft.wording import one_line
 
 CANDIDATES = (2, 10, 100, 1000)
 """Of how many records an adversary must pick the right one, for the claim's words."""
 
+_PARTS = ("ledger", "heads", "outbox")
+"""Of a client's state: what its ledger is verified by."""
+
 _VERSIONS = ("fedpeft", "torch", "transformers", "peft", "dp-accounting")
+
+
+class _Round(BaseModel):
+    replies: int | None
+
+
+class _Privacy(BaseModel):
+    unit: str
+    planned_epsilon: FiniteFloat | None = None
+    spent_epsilon: FiniteFloat | None = None
+
+
+class _Result(BaseModel):
+    """What is read of a ``result.json``; there may be more."""
+
+    config_hash: str
+    rounds: list[_Round]
+    privacy: _Privacy
 
 
 def read_run(output: Path) -> tuple[RunConfig, dict[str, Any]]:
@@ -45,9 +72,14 @@ def read_run(output: Path) -> tuple[RunConfig, dict[str, Any]]:
             "first (`simulate` with --resume)."
         )
     try:
-        return RunConfig.from_file(config), json.loads(result.read_text())
-    except json.JSONDecodeError as error:
-        raise RunError(f"Expected JSON in {result}: {error}.") from None
+        content = json.loads(result.read_bytes())
+        _Result.model_validate(content)
+    except ValidationError as error:
+        raise RunError(f"{result}: {one_line(error, _Result)}") from None
+    except (ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunError(f"Expected JSON in {result}: {reason}.") from None
+    return RunConfig.from_file(config), dict(content)
 
 
 def claim_of(config: RunConfig, spent_epsilon: float | None = None) -> Claim | None:
@@ -55,7 +87,7 @@ def claim_of(config: RunConfig, spent_epsilon: float | None = None) -> Claim | N
 
     Args:
         config: of the run.
-        spent_epsilon: as its result states it; None takes the plan's.
+        spent_epsilon: as its ledgers vouch for it; None takes the whole plan's.
     """
     plan = make_plan(config)
     if plan is None:
@@ -153,13 +185,19 @@ def check_records(
     sources = data_sources(state)
     if not sources:
         detail = "the clients' ledgers are not at hand: each client verifies its own"
-        return [*checks, Check("ledgers", "unknown", detail)]
+        return [*checks, Check("ledgers", "unknown", detail, falsifies=True)]
     # As they stand, before anything mends them: what lacks an entry now lacks it.
     charged = [ledger_as_it_stands(state, source).entries for source in sources]
     checks.append(_charged(charged, config.run.id, result))
     checks.append(_spent(charged, plan, result))
-    for source in sources:
-        checks.append(_ledger(state, source, plan, config.run.id, fingerprint))
+    # Verifying brings up what a crash left behind; evidence stays as it was found.
+    with tempfile.TemporaryDirectory() as folder:
+        for part in _PARTS:
+            if (state / part).is_dir():
+                shutil.copytree(state / part, Path(folder) / part)
+        for source in sources:
+            found = _ledger(Path(folder), source, plan, config.run.id, fingerprint)
+            checks.append(found)
     return checks
 
 
@@ -201,15 +239,25 @@ def _plan(plan: Plan, result: dict[str, Any]) -> Check:
 def _charged(
     ledgers: Sequence[Sequence[Entry]], run: str | None, result: dict[str, Any]
 ) -> Check:
-    """Every answer that counted stands in a ledger."""
+    """Every answer that counted stands in a ledger of its own, round by round."""
     what = "every answer is charged"
     replies = [record["replies"] for record in result["rounds"]]
     if None in replies:
         return Check(what, "unknown", "how many answered is a secret of the server's")
-    entries = sum(entry.run == run for ledger in ledgers for entry in ledger)
-    detail = f"{entries} entries of this run for {sum(replies)} answers that counted"
-    status: Literal["ok", "failed"] = "ok" if entries >= sum(replies) else "failed"
-    return Check(what, status, detail, falsifies=True)
+    charged = Counter(
+        server_round
+        for ledger in ledgers
+        for server_round in {entry.round for entry in ledger if entry.run == run}
+    )
+    short = [n for n, count in enumerate(replies, 1) if charged[n] < count]
+    if not short:
+        detail = f"{sum(replies)} answers that counted, each in a ledger of its own"
+        return Check(what, "ok", detail, falsifies=True)
+    detail = (
+        f"round {short[0]}: {replies[short[0] - 1]} answers counted, "
+        f"{charged[short[0]]} stand in ledgers"
+    )
+    return Check(what, "failed", detail, falsifies=True)
 
 
 def _spent(

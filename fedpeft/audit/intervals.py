@@ -12,7 +12,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special, stats
 
+_Interval = tuple[float, float]
+
 _RESAMPLES = 2000
+_FEW = 30
+_ROUNDING = 1e-12  # of the largest value: what differs by less is equal
 
 
 def clopper_pearson(
@@ -81,17 +85,24 @@ def bootstrap_mean(
     least: float = -math.inf,
     largest: float = math.inf,
 ) -> tuple[float, float]:
-    """Returns the interval of a mean, by the BCa bootstrap.
+    """Returns the interval of a mean: BCa bootstrap, Student t and what is unseen.
 
     Values of one victim depend on each other, so there must be one value a victim: see
     :func:`mean_by_victim`. A paired difference is a mean of differences.
 
-    **Guarantees**: approximate; its coverage tends to ``1 - alpha`` as victims grow in
-    number. Equal values, or a single one, have no spread to draw from; then it is the
-    exact statement that is left: at most the share
-    ``1 - (alpha / 2)**(1 / len(values))`` of victims can be otherwise, and they may lie
-    anywhere between `least` and `largest`. Without such a range the interval is
+    It is the hull of the BCa interval, of Student's, and, where both ends of the range
+    are known and :func:`may_hide_others`, of the unseen: at most the share
+    ``1 - (alpha / 2)**(1 / len(values))`` of victims is taken to be other than all that
+    were seen, and to lie anywhere between `least` and `largest`. Equal values, or a
+    single one, have no spread; then this is all, and without a range the interval is
     infinite. The same seed gives the same interval.
+
+    **Guarantees**: approximate. Measured with ``alpha = 0.05`` at 2, 3, 4, 5, 8, 20,
+    30 and 50 victims, 1,000 times each, it covers at least 93 % for normal values
+    without a range, and for these shares: 0 or 1; Beta(0.5, 5); 10 or 15 % of the
+    victims at 0.7 to 0.8 and the others near 0. BCa alone covers 9 to 75 % of such
+    shares at 2 or 3 victims. What befalls very few victims can still be missed:
+    where 4 % leak and no two values are equal, 30 victims cover 70 %, 50 cover 86 %.
 
     Args:
         values: shape ``(victims,)``, independent of each other.
@@ -102,7 +113,8 @@ def bootstrap_mean(
 
     Source:
         Efron (1987), "Better bootstrap confidence intervals",
-        https://doi.org/10.1080/01621459.1987.10478410.
+        https://doi.org/10.1080/01621459.1987.10478410. Student (1908), "The probable
+        error of a mean", https://doi.org/10.1093/biomet/6.1.1.
 
     >>> low, high = bootstrap_mean([1.0] * 20, seed=0, least=0.0, largest=1.0)
     >>> round(low, 2), high
@@ -115,9 +127,31 @@ def bootstrap_mean(
             f"Expected values between {least:g} and {largest:g}, got "
             f"{data.min():g} to {data.max():g}: state the range of the metric."
         )
-    if np.ptp(data) == 0:
-        value, unseen = float(data[0]), 1 - (alpha / 2) ** (1 / len(data))
-        return value - unseen * (value - least), value + unseen * (largest - value)
+    low = high = mean = float(data.mean())
+    has_spread = np.ptp(data) > _ROUNDING * np.abs(data).max()
+    if has_spread:
+        low, high = _hull(_bca(data, seed, alpha), _student(data, alpha))
+    if not has_spread or (math.isfinite(largest - least) and may_hide_others(data)):
+        unseen = 1 - (alpha / 2) ** (1 / len(data))
+        others = mean - unseen * (mean - least), mean + unseen * (largest - mean)
+        low, high = _hull((low, high), others)
+    return max(low, least), min(high, largest)
+
+
+def may_hide_others(values: Sequence[float] | npt.NDArray[np.float64]) -> bool:
+    """Whether the spread of values says too little of victims that were not seen.
+
+    Fewer than 30 victims miss one kind in ten too often, and where most are equal, the
+    spread is that of the few others.
+
+    >>> may_hide_others([0.0] * 48 + [0.1, 0.2]), may_hide_others(range(50))
+    (True, False)
+    """
+    most = np.unique(values, return_counts=True)[1].max()
+    return len(values) < _FEW or 2 * int(most) > len(values)
+
+
+def _bca(data: npt.NDArray[np.float64], seed: int, alpha: float) -> _Interval:
     interval = stats.bootstrap(
         (data,),
         np.mean,
@@ -127,6 +161,15 @@ def bootstrap_mean(
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return float(interval.low), float(interval.high)
+
+
+def _student(data: npt.NDArray[np.float64], alpha: float) -> _Interval:
+    half = stats.t.isf(alpha / 2, len(data) - 1) * stats.sem(data)
+    return float(data.mean() - half), float(data.mean() + half)
+
+
+def _hull(one: _Interval, other: _Interval) -> _Interval:
+    return min(one[0], other[0]), max(one[1], other[1])
 
 
 def mean_by_victim(

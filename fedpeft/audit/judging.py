@@ -16,7 +16,7 @@ from fedpeft.attacks.attack import (
     with_updates_of,
 )
 from fedpeft.attacks.threats import ThreatModel
-from fedpeft.audit.intervals import bootstrap_mean, clopper_pearson
+from fedpeft.audit.intervals import bootstrap_mean, clopper_pearson, may_hide_others
 from fedpeft.audit.results import AttackResult, Column, Estimate
 from fedpeft.seeds import derive_seed, generator
 
@@ -35,21 +35,19 @@ def judge(
     """Attacks every case, and every case with another one's updates.
 
     **Guarantees**: an attack that needs more than is granted is not run. What it is
-    given holds no secret. Equal seeds give equal results.
+    given holds no secret. Equal seeds give equal results. Fewer than two cases leave no
+    control: the result says so.
 
     Args:
         name: the attack's id.
         attack: with its hyperparameters.
-        cases: at least two victims.
+        cases: one a victim.
         threat: what is granted.
         seed: of the attack's own randomness.
         column: where the observations come from.
     """
     started = time.perf_counter()
-    lacking = threat.lacks(attack.needs)
-    misfit = attack.misfit(cases[0].observation.knowledge)
-    if lacking:
-        misfit = f"it needs {' and '.join(lacking)}"
+    misfit = _misfit(attack, cases, threat)
     runs = [] if misfit else _run_all(name, attack, cases, seed)
     own, controls, trivial = ([run[part] for run in runs] for part in range(3))
     units = dict(attack.metrics)
@@ -68,6 +66,21 @@ def judge(
         seconds=round(time.perf_counter() - started, 1),
         misfit=misfit,
     )
+
+
+def _misfit(
+    attack: Attack[Any], cases: Sequence[Case], threat: ThreatModel
+) -> str | None:
+    """Says why the attack cannot be judged; None if it can."""
+    lacking = threat.lacks(attack.needs)
+    if lacking:
+        return f"it needs {' and '.join(lacking)}"
+    if len(cases) < 2:
+        count = "1 was" if cases else "none was"
+        return (
+            f"at least two clients must be seen for a prior-only control, and {count}"
+        )
+    return attack.misfit(cases[0].observation.knowledge)
 
 
 def _run_all(
@@ -159,7 +172,12 @@ def _differences(
 
 
 def _bootstrap(means: Sequence[float], unit: str, least: float, seed: int) -> Estimate:
-    bounds = {"least": least, "largest": 1.0} if unit == "share" else {}
+    is_share = unit == "share"
+    bounds = {"least": least, "largest": 1.0} if is_share else {}
     low, high = bootstrap_mean(means, seed=seed, alpha=_LEVEL, **bounds)
     mean = sum(means) / len(means)
-    return Estimate(mean, low, high, "BCa bootstrap over victims")
+    unseen = ", and a share of unseen others" if is_share else ""
+    method = "BCa bootstrap and Student t over victims"
+    return Estimate(
+        mean, low, high, method + (unseen if may_hide_others(means) else "")
+    )

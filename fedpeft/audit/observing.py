@@ -6,6 +6,7 @@ from fedpeft.attacks.attack import Seen
 from fedpeft.audit.recording import Records
 from fedpeft.compression import COMPRESSORS
 from fedpeft.config import RunConfig, build
+from fedpeft.errors import InvalidPayload
 from fedpeft.interfaces import Compressor, Payload
 from fedpeft.model import TaskModel, shared_state
 from fedpeft.tensors import Tensors
@@ -16,10 +17,11 @@ def seen_by_client(
 ) -> dict[int, tuple[Seen, ...]]:
     """Returns each client's rounds, in order, decoded as the server decodes them.
 
-    An answer that carried no update is left out.
+    An answer that carried no update is left out, and so is one that the server could
+    not read either: no client can spoil the audit of the others.
 
     Raises:
-        InvalidPayload: if a record holds bytes that are no update of this model.
+        InvalidPayload: if what a round started from is no state of this model.
     """
     template = shared_state(model)
     compressor = build(COMPRESSORS, config.compression, "compression")
@@ -32,7 +34,10 @@ def seen_by_client(
     for answer in records.answers:
         if not answer.payload:
             continue
-        update = _decode(compressor, answer.payload, template)
+        try:
+            update = _decode(compressor, answer.payload, template)
+        except InvalidPayload:
+            continue
         part = Seen(answer.server_round, states[answer.server_round], update)
         seen.setdefault(answer.client, []).append(part)
     return {client: tuple(parts) for client, parts in sorted(seen.items())}

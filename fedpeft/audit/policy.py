@@ -34,6 +34,8 @@ from fedpeft.wording import nearest, one_line
 ANY = "*"
 _LIMITS = ("at_most", "leak_at_most", "equals")
 _FIELDS = [field.name for field in dataclasses.fields(Claim)]
+_AMONG = "largest_success"
+"""The field with several figures: one for each number of records."""
 
 
 class Line(Section):
@@ -71,8 +73,9 @@ class Line(Section):
     def _check_metric(self, metric: str) -> None:
         subject, _, name = metric.partition(".")
         if subject == "claim":
-            field, _, among = name.partition(".")
-            if field not in _FIELDS or (field == "largest_success") != among.isdigit():
+            field = name.partition(".")[0]
+            is_known = name in _FIELDS and name != _AMONG
+            if not is_known and not re.fullmatch(rf"{_AMONG}[.][0-9]{{1,18}}", name):
                 known = "expected claim.FIELD, or claim.largest_success.N"
                 raise ValueError(f"{known}, got {metric}{nearest(field, _FIELDS)}")
             if self.column != "this-run" or self.leak_at_most is not None:

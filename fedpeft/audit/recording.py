@@ -3,6 +3,9 @@
 ``RUN/observations`` holds for every round the state that was sent
 (``0003-state.sealed``) and each client's answer (``0003-client-12.sealed``), as they
 were on the wire. The server, which writes them, cannot open them.
+
+**Not guaranteed**: who wrote a record. Whoever can write to the folder and knows the
+auditor's public key may replace a record wholly, and the new one opens as well.
 """
 
 import json
@@ -20,7 +23,7 @@ from fedpeft.keys import seal, unseal
 
 FOLDER = "observations"
 
-_NAME = re.compile(r"(\d{4,})-(?:state|client-(\d+))[.]sealed")
+_NAME = re.compile(r"(\d+)-(?:state|client-(\d+))[.]sealed")
 _LENGTH = struct.Struct("<I")
 
 Header = Mapping[str, str | int]
@@ -94,8 +97,8 @@ def read_records(output: Path, run: str, key: x25519.X25519PrivateKey) -> Record
     """Opens everything that a run kept.
 
     Raises:
-        DataError: if it kept nothing, a record does not open, or a round's state is
-            missing.
+        DataError: if it kept nothing, a record does not open or is none inside, a
+            name is not as :class:`Recorder` writes it, or a round's state is missing.
     """
     folder = output / FOLDER
     names = sorted(path.name for path in folder.glob("*")) if folder.is_dir() else []
@@ -107,11 +110,12 @@ def read_records(output: Path, run: str, key: x25519.X25519PrivateKey) -> Record
         )
     states, answers = {}, []
     for match in found:
+        server_round, client = _round_and_client(match, folder)
         header, payload = _read(folder / match[0], run, key)
-        if match[2] is None:
-            states[int(match[1])] = payload
+        if client is None:
+            states[server_round] = payload
         else:
-            answers.append(Answer(int(match[1]), int(match[2]), header, payload))
+            answers.append(Answer(server_round, client, header, payload))
     for answer in answers:
         if answer.server_round not in states:
             raise DataError(
@@ -122,12 +126,52 @@ def read_records(output: Path, run: str, key: x25519.X25519PrivateKey) -> Record
     return Records(states, tuple(answers))
 
 
+def _round_and_client(match: re.Match[str], folder: Path) -> tuple[int, int | None]:
+    """Returns what a name says, of which there is one spelling alone."""
+    server_round = int(match[1])
+    client = None if match[2] is None else int(match[2])
+    name = _state_name(server_round)
+    if client is not None:
+        name = _answer_name(server_round, client)
+    if match[0] != name:
+        raise DataError(
+            f"Expected {name} in {folder}, got {match[0]}: a record has one name, so "
+            "this one was renamed or made by hand."
+        )
+    return server_round, client
+
+
 def _read(path: Path, run: str, key: x25519.X25519PrivateKey) -> tuple[Header, bytes]:
-    data = unseal(path.read_bytes(), key, f"{run}/{path.name}")
-    (length,) = _LENGTH.unpack_from(data)
-    text, payload = data[_LENGTH.size :][:length], data[_LENGTH.size + length :]
-    header: Header = json.loads(text)
-    return header, payload
+    try:
+        if not path.is_file():
+            raise DataError(f"Expected a file at {path}, got none: move it away.")
+        sealed = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"Cannot read the record {path}: {error.strerror}.") from None
+    return _parse(unseal(sealed, key, f"{run}/{path.name}"), path)
+
+
+def _parse(data: bytes, path: Path) -> tuple[Header, bytes]:
+    """Takes a record apart; that it opened says nothing of who made it."""
+    start = _LENGTH.size
+    end = start + int.from_bytes(data[:start], "little")
+    if len(data) < max(start, end):
+        raise DataError(
+            f"Expected a header of {end - start} bytes in {path}, got "
+            f"{max(0, len(data) - start)} bytes in all: no recorder wrote this."
+        )
+    try:
+        header = json.loads(data[start:end])
+    except (RecursionError, ValueError):
+        header = None
+    if not isinstance(header, dict) or not all(
+        isinstance(value, str | int) for value in header.values()
+    ):
+        raise DataError(
+            f"Expected a header of names, texts and whole numbers in {path}, got "
+            "something else: no recorder wrote this."
+        )
+    return header, data[end:]
 
 
 def _state_name(server_round: int) -> str:

@@ -205,7 +205,10 @@ def _report_folder(
 def _config(
     run: Path | None, scenario: str | None, overrides: list[str] | None
 ) -> "RunConfig":
-    """Reads the configuration; an unknown attack is known before anything runs."""
+    """Reads the configuration; what it asks of an audit is tried before anything runs.
+
+    That is that each attack is known, and each cell of a surface a possible run.
+    """
     if run is None:
         config = read_scenario(scenario or "", overrides, None)
     else:
@@ -217,6 +220,11 @@ def _config(
 
     for section in config.audit.attacks or ():
         build(ATTACKS, section, "audit.attacks")
+    if config.audit.surface:
+        from simulations.audit import public
+        from simulations.surface import cells
+
+        cells(public(config))
     return config
 
 

@@ -3,6 +3,9 @@
 X25519 with a fresh key for each record, HKDF-SHA256, ChaCha20-Poly1305: the writer
 cannot read what it has written, and a changed bit or a record under another name is
 noticed. The construction of HPKE's base mode (RFC 9180) from its parts.
+
+**Not guaranteed**: who wrote a record. Sealing takes the public key alone, so whoever
+can write may replace a record wholly by one that opens as well.
 """
 
 import hashlib

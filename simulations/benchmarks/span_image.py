@@ -58,11 +58,13 @@ class Cell:
     victims: int = 20
 
     def config(self) -> RunConfig:
-        """Returns the run's configuration."""
+        """Returns the run's configuration; few victims still leave both classes."""
+        held_out = 10 if self.victims < 20 else self.victims // 5
         sizes = (
             f"partition.num_clients={self.victims}",
             f"cohort.size={self.victims}",
-            f"data.max_examples={round(1.2 * self.victims)}",
+            f"data.max_examples={self.victims + held_out}",
+            f"data.test_fraction={held_out / (self.victims + held_out)}",
         )
         text = SCENARIO.read_text(encoding="utf-8")
         return RunConfig.from_toml(text, [*COMMON, *sizes, *self.overrides])

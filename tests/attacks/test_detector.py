@@ -20,6 +20,7 @@ METHODS = (
     "prefix",
     "prompt",
     "ssf",
+    "ssf_pool",
     "vera",
 )
 ADAMW = small_config("training.optimizer=adamw", "training.learning_rate=0.01")
@@ -67,6 +68,17 @@ def test_each_kind_of_finding() -> None:
 def test_scaled_and_mirrored_rows_are_the_same_direction() -> None:
     scales = torch.tensor([1.0, -2.0, 3.0, -0.5]).repeat(3)[:, None]
     assert "same-rows" in _kinds(down=scales * _start()["down"][:1])
+
+
+def test_rows_that_start_at_zero_may_get_one_direction_in_honest_training() -> None:
+    start = {"pool_shift": torch.zeros(8, 384)}
+    row = torch.randn(384, generator=torch.Generator().manual_seed(1))
+    moved = {"pool_shift": 0.001 * torch.arange(1.0, 9)[:, None] * row}
+    assert inspect(moved, start, ADAMW, 2) == []
+    start["pool_shift"][:7] = torch.eye(7, 384)
+    assert inspect(moved, start, small_config(), 2) == []
+    start["pool_shift"][7, 7] = 1.0
+    assert [f.kind for f in inspect(moved, start, small_config(), 2)] == ["same-rows"]
 
 
 def test_the_first_round_starts_where_everybody_does() -> None:

@@ -56,6 +56,19 @@ def test_another_clients_update_picks_nobody_out() -> None:
     assert sum(hits) <= 1
 
 
+def test_random_features_pick_out_no_more_than_a_lot_however_many() -> None:
+    case = cases_of(small_model("lora"), rounds=1, victims=2, strangers=1)[0]
+    guess = HeadLeak().run(case.observation, RNG)
+    secret = Secret(sentences(100, seed=4), sentences(49, seed=5))
+    rng, hits = torch.Generator().manual_seed(0), []
+    for _ in range(20):
+        many = torch.randn(100, guess.features.shape[1], generator=rng)
+        found = HeadLeak().score(replace(guess, features=many), secret)
+        hits.append(float(found["identification_top1"].mean()))
+    # One of 50 is 2 %; in the column of its best feature alone a record wins 7 %.
+    assert sum(hits) / len(hits) <= 0.04
+
+
 def test_two_records_of_one_class_are_labelled_both() -> None:
     knowledge = small_model("head")
     records = sentences(20, seed=4)

@@ -28,10 +28,23 @@ def test_enough_rows_expose_every_position() -> None:
     assert budget(4).verdict == "exact"
 
 
-def test_a_batch_that_fills_all_features_hides_its_tokens() -> None:
+def test_a_batch_that_fills_all_features_hides_its_tokens_at_full_length() -> None:
     found = budget(4, "training.batch_size=2")
     assert found.needed == found.width
     assert found.verdict == "infeasible"
+    assert found.detail.startswith("32 positions, a full batch at full length, fill")
+    assert "shorter records, or fewer at a time, may still be told" in found.detail
+
+
+def test_a_shorter_record_of_such_a_batch_shows_all_its_directions() -> None:
+    knowledge = small_model("lora", rank=4)
+    config = small_config("data.max_length=32")
+    assert rank_budget(knowledge.model, config)[0].verdict == "infeasible"
+    case = cases_of(knowledge, rounds=3, victims=2, strangers=1)[0]
+    length = len(case.secret.examples.inputs[0])
+    assert length < 32
+    guess = ObservedRank().run(case.observation, torch.Generator())
+    assert guess.directions == length
 
 
 def test_a_client_of_half_the_rounds_shows_half() -> None:

@@ -53,25 +53,71 @@ def test_bootstrap_of_normal_values_is_near_student():
 
 
 def test_bootstrap_is_the_same_with_the_same_seed():
-    values = [0.1, 0.5, 0.2, 0.9]
+    values = np.random.default_rng(0).exponential(size=40)
     assert bootstrap_mean(values, seed=3) == bootstrap_mean(values, seed=3)
     assert bootstrap_mean(values, seed=3) != bootstrap_mean(values, seed=4)
 
 
-def test_bootstrap_covers_a_skewed_mean():
+def _beta(rng, victims):
+    return rng.beta(0.5, 5, victims)
+
+
+def _coins(rng, victims):
+    return rng.binomial(1, 0.05, victims).astype(float)
+
+
+def _one_in_ten(rng, victims):
+    hit = rng.random(victims) < 0.1
+    return rng.binomial(20, np.where(hit, 0.8, 0.02)) / 20
+
+
+def _decibels(rng, victims):
+    return rng.normal(3, 5, victims)
+
+
+@pytest.mark.parametrize("victims", [2, 3, 5, 8, 20, 50])
+@pytest.mark.parametrize(
+    ("draw", "mean", "bounds"),
+    [
+        (_beta, 0.5 / 5.5, {"least": 0.0, "largest": 1.0}),
+        (_coins, 0.05, {"least": 0.0, "largest": 1.0}),
+        (_one_in_ten, 0.1 * 0.8 + 0.9 * 0.02, {"least": 0.0, "largest": 1.0}),
+        (_decibels, 3.0, {}),
+    ],
+)
+def test_the_interval_covers_the_mean_of_few_victims(draw, mean, bounds, victims):
     rng = np.random.default_rng(0)
     covered = 0
-    for seed in range(200):
-        low, high = bootstrap_mean(rng.exponential(size=40), seed=seed)
-        covered += low <= 1.0 <= high
-    # BCa of 40 exponential values covers about 93 %.
-    assert stats.binomtest(covered, 200, 0.93).pvalue > 1e-3
+    for seed in range(100):
+        low, high = bootstrap_mean(draw(rng, victims), seed=seed, **bounds)
+        covered += low <= mean <= high
+    # More rarely than once in a thousand for an interval that covers 93 %.
+    assert covered >= stats.binom.ppf(1e-3, 100, 0.93)
+
+
+def test_one_victim_a_little_apart_does_not_end_the_doubt_about_the_unseen():
+    bounds = {"least": -1.0, "largest": 1.0}
+    equal = bootstrap_mean([0.0] * 50, seed=0, **bounds)
+    for apart in (1, 2, 10):
+        values = [0.0] * (50 - apart) + [0.002] * apart
+        near = bootstrap_mean(values, seed=0, **bounds)
+        assert near == pytest.approx(equal, abs=0.001)
+
+
+def test_values_equal_but_for_rounding_are_equal():
+    values = [0.3] * 9 + [0.1 + 0.2]
+    assert bootstrap_mean(values, seed=0) == (-math.inf, math.inf)
 
 
 @pytest.mark.parametrize("values", [[0, 1], [1, 1, 2], [0] * 49 + [1]])
 def test_bootstrap_takes_few_values_without_a_warning(values):
     low, high = bootstrap_mean(values, seed=0)
-    assert min(values) <= low <= np.mean(values) <= high <= max(values)
+    assert -math.inf < low < np.mean(values) < high < math.inf
+
+
+def test_an_interval_stays_within_the_range():
+    # Student's alone is 0.5 give or take 5.
+    assert bootstrap_mean([0.1, 0.9], seed=0, least=0.0, largest=1.0) == (0.0, 1.0)
 
 
 def test_equal_values_say_how_many_others_there_may_be():

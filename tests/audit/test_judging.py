@@ -81,9 +81,22 @@ def test_what_needs_more_than_is_granted_is_not_run() -> None:
     assert result.victims == 0
 
 
-def test_one_victim_has_no_control() -> None:
-    with pytest.raises(ValueError, match="at least two victims"):
-        judge("read", ReadTheUpdate(), [a_case(0, says=0)], GRANTED, seed=0)
+@pytest.mark.parametrize(("count", "words"), [(0, "none was"), (1, "1 was")])
+def test_fewer_than_two_victims_have_no_control(count: int, words: str) -> None:
+    cases = [a_case(0, says=0)] * count
+    result = judge("read", ReadTheUpdate(), cases, GRANTED, seed=0)
+    assert result.misfit == (
+        f"at least two clients must be seen for a prior-only control, and {words}"
+    )
+    assert (result.metrics, result.victims) == ({}, 0)
+
+
+def test_an_estimate_names_its_method() -> None:
+    cases = [a_case(label, says=label) for label in range(2)]
+    difference = judge("read", ReadTheUpdate(), cases, GRANTED, seed=0).difference
+    method = "BCa bootstrap and Student t over victims"
+    assert difference["closeness"].method == method
+    assert difference["hit"].method == f"{method}, and a share of unseen others"
 
 
 def test_equal_seeds_give_equal_results() -> None:

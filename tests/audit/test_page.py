@@ -3,10 +3,12 @@
 import re
 from dataclasses import replace
 from functools import cache
+from html import escape
 
 import pytest
 
 from fedpeft.attacks import ATTACKS
+from fedpeft.audit.drawing import canvas, to_svg
 from fedpeft.audit.findings import MOST, findings
 from fedpeft.audit.first_page import odds
 from fedpeft.audit.gates import judge_policy
@@ -77,6 +79,18 @@ def test_a_page_needs_no_script_and_nothing_from_elsewhere(name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_equal_audits_give_equal_pages(name: str) -> None:
     assert page(ALL[name]()) == named(name)
+
+
+def test_words_and_labels_of_a_picture_are_taken_as_they_are() -> None:
+    signs = r"\1 \g<0> \q & $x^2$ $\frac$"
+    with canvas(1.0) as (figure, axes):
+        axes.text(0, 0, signs)
+        axes.set_xlabel("$x$", loc="right")
+        svg = to_svg(figure, r"a\1", signs)
+    assert f'aria-label="{escape(signs)}"' in svg
+    assert svg.count(escape(signs)) >= 2
+    assert "$x$</text>" in svg
+    assert r'id="a\1-' in svg
 
 
 def test_what_an_audit_quotes_is_escaped() -> None:

@@ -184,6 +184,18 @@ def test_one_failed_check_that_falsifies_refutes_the_claim() -> None:
     assert judge_claim(harmless).status == "pass"
 
 
+@pytest.mark.parametrize("trials", [(), (trial(),)])
+def test_a_check_that_could_refute_and_could_not_be_made_is_no_pass(trials) -> None:
+    fine = Check("plan", "ok", "As computed anew.", True)
+    unknown = Check("ledgers", "unknown", "They are not at hand.", True)
+    gate = judge_claim(audit(checks=(fine, unknown), dp_trials=trials))
+    assert gate.status == "inconclusive"
+    assert gate.detail == "Could not be checked: ledgers."
+    assert judge_claim(audit(checks=(fine,), dp_trials=trials)).status == "pass"
+    broken = Check("noise twice", "failed", "Equal noise.", True)
+    assert judge_claim(audit(checks=(unknown, broken))).status == "fail"
+
+
 def test_a_claim_that_nobody_tested_is_not_passed() -> None:
     assert judge_claim(bare_audit()).status == "inconclusive"
     assert judge_claim(inconclusive_audit()).status == "inconclusive"
@@ -225,6 +237,16 @@ def test_a_claim_that_nobody_tested_is_not_passed() -> None:
         (
             CLAIM.format("largest_success"),
             "claim.largest_success.N",
+        ),
+        *(
+            (CLAIM.format(name), "claim.largest_success.N")
+            for name in (
+                "largest_success.\N{SUPERSCRIPT TWO}",
+                "largest_success.\N{ARABIC-INDIC DIGIT TWO}",
+                "largest_success." + 5000 * "1",
+                "largest_success.1.2",
+                "spent_epsilon.x",
+            )
         ),
         (
             '[[line]]\ncolumn = "replay"\ncheck = "*"',

@@ -8,6 +8,7 @@ from cryptography.hazmat.primitives.asymmetric import x25519
 from fedpeft import keys
 from fedpeft.audit.recording import Answer, Recorder, read_records
 from fedpeft.errors import ConfigError, DataError
+from fedpeft.keys import seal
 
 RUN = "0123456789abcdef"
 
@@ -58,6 +59,56 @@ def test_a_truncated_record_is_named(
     path = folder / "0001-client-12.sealed"
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(DataError, match=r"0001-client-12.sealed.*cut short"):
+        read_records(folder.parent, RUN, key)
+
+
+@pytest.mark.parametrize(
+    "plaintext",
+    [
+        b"",
+        b"\1\0",  # half a length
+        b"\1\0\0\0",
+        b"\7\0\0\0{}came",  # a header longer than all there is
+        b"\2\0\0\0{]came",
+        b"\1\0\0\0\xffcame",
+        b"\2\0\0\0[]came",
+        b'\x08\0\0\0{"a":[]}came',
+        b"\xff\xff\0\0" + 0xFFFF * b"[",
+    ],
+)
+def test_what_opens_and_is_no_record_is_named(
+    folder: Path, key: x25519.X25519PrivateKey, plaintext: bytes
+) -> None:
+    name = "0001-client-12.sealed"
+    (folder / name).write_bytes(seal(plaintext, keys.public_of(key), f"{RUN}/{name}"))
+    with pytest.raises(DataError, match=r"0001-client-12[.]sealed.*no recorder wrote"):
+        read_records(folder.parent, RUN, key)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "00001-client-12.sealed",
+        "1-client-12.sealed",
+        "0001-client-012.sealed",
+        "00001-state.sealed",
+        "0001-client-1\N{ARABIC-INDIC DIGIT TWO}.sealed",
+    ],
+)
+def test_a_second_spelling_of_a_name_is_refused(
+    folder: Path, key: x25519.X25519PrivateKey, name: str
+) -> None:
+    sealed = seal(b"\2\0\0\0{}twice", keys.public_of(key), f"{RUN}/{name}")
+    (folder / name).write_bytes(sealed)
+    with pytest.raises(DataError, match=f"got {name}: a record has one name"):
+        read_records(folder.parent, RUN, key)
+
+
+def test_a_folder_that_is_named_as_a_record_is_refused(
+    folder: Path, key: x25519.X25519PrivateKey
+) -> None:
+    (folder / "0001-client-3.sealed").mkdir()
+    with pytest.raises(DataError, match=r"Expected a file at .*0001-client-3[.]sealed"):
         read_records(folder.parent, RUN, key)
 
 
