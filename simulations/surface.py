@@ -24,7 +24,7 @@ from fedpeft.config import RunConfig
 from fedpeft.durable import write_atomically
 from fedpeft.errors import ConfigError, FedpeftError
 from fedpeft.menus import check_variants
-from simulations.audit import attacks_of, run_attacks
+from simulations.attacking import attacks_of, run_attacks
 from simulations.observing import observe, set_stage
 
 Done = Callable[[int, int, str], None]

@@ -14,7 +14,8 @@ from fedpeft.audit.recording import Recorder, read_records
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError, DataError, RunError
 from fedpeft.model import build_model
-from simulations.audit import attacks_of, audit_run, public, run_attacks
+from simulations.attacking import attacks_of, run_attacks
+from simulations.audit import audit_run, public
 from simulations.engine import simulate
 from simulations.observing import cases_of, observe, set_stage
 from tests.helpers import small_config

@@ -1,0 +1,125 @@
+"""Gives every attack just what it needs, and has it judged."""
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fedpeft.attacks import ATTACKS
+from fedpeft.attacks.attack import Attack, Case, Knowledge, Observation
+from fedpeft.attacks.threats import Access, ReleaseForm, ThreatModel
+from fedpeft.audit.judging import judge
+from fedpeft.audit.results import AttackResult, Column
+from fedpeft.config import RunConfig, build
+from fedpeft.sections import Component
+from fedpeft.seeds import generator
+from simulations.observing import Stage, is_suspected, provoke, with_candidates
+from simulations.planting import planted_cases
+from simulations.references import with_references
+
+Say = Callable[[str], None]
+"""Is told what is being done."""
+
+_MEMBERS = 8
+"""Records of one client that membership is asked of, at most."""
+
+
+def run_attacks(
+    stage: Stage, cases: Sequence[Case], column: Column, say: Say
+) -> list[AttackResult]:
+    """Tries every attack that the configuration asks for; all of them by default."""
+    results = []
+    for name, attack in attacks_of(stage.config):
+        if column == "this-run" and _makes_its_own(attack):
+            continue  # what it looks at would be no part of this run
+        say(f"attack: {name}")
+        results.append(_run_attack(stage, name, attack, cases, column))
+    return results
+
+
+def _makes_its_own(attack: Attack[Any]) -> bool:
+    """Whether it is active, or looks for what the auditor has planted."""
+    return attack.needs.adversary in "FGH" or attack.needs.goal == "extract"
+
+
+def attacks_of(config: RunConfig) -> list[tuple[str, Attack[Any]]]:
+    """Builds the attacks that a configuration asks for.
+
+    Raises:
+        ConfigError: for an unknown one, or a value that it refuses.
+    """
+    named = config.audit.attacks
+    sections = named or tuple(Component(name=name) for name in ATTACKS)
+    return [
+        (section.name, build(ATTACKS, section, "audit.attacks")) for section in sections
+    ]
+
+
+def _run_attack(
+    stage: Stage, name: str, attack: Attack[Any], cases: Sequence[Case], column: Column
+) -> AttackResult:
+    """Gives an attack just what it needs, and judges it."""
+    needs, facts = attack.needs, {}
+    access = _granted(needs, cases)
+    if needs.goal == "membership":
+        cases = with_candidates(cases, members=_MEMBERS)
+        if access == "final-model":
+            cases = _with_references(stage, cases)
+    fits = bool(cases) and attack.misfit(cases[0].observation.knowledge) is None
+    if fits and needs.goal == "extract":
+        with tempfile.TemporaryDirectory() as folder:
+            cases = planted_cases(stage.config, Path(folder))
+    if fits and needs.adversary in "FGH":
+        rng = generator(stage.config.run.seed, name, "craft")
+        crafted = attack.craft(cases[0].observation.knowledge, rng)
+        if crafted is not None:
+            cases = provoke(stage, crafted)
+            facts = {"clients refuse the state": is_suspected(stage, crafted)}
+    form = release_form(stage.config)
+    threat = replace(needs, access=access, release=form)
+    seed = stage.config.run.seed
+    result = judge(name, attack, cases, threat, seed=seed, column=column)
+    return replace(result, settings={**result.settings, **facts})
+
+
+def _granted(needs: ThreatModel, cases: Sequence[Case]) -> Access:
+    """Returns what is really shown: an attack may look at all rounds that it is given.
+
+    A replay that stopped early has no model to look at.
+    """
+    if needs.access == "final-model":
+        is_over = any(case.observation.final is not None for case in cases)
+        return "final-model" if is_over or needs.goal == "extract" else "update"
+    several = any(len(case.observation.seen) > 1 for case in cases)
+    return "updates" if several and needs.adversary not in "FGH" else needs.access
+
+
+def _with_references(stage: Stage, cases: Sequence[Case]) -> list[Case]:
+    """Gives all the same reference models, and the released one alone to attack.
+
+    Where none can be trained, such as with too few public records, the attack says that
+    it has none.
+    """
+    knowledge = cases[0].observation.knowledge
+    with contextlib.suppress(ValueError):
+        knowledge = with_references(knowledge, len(stage.decoys.label_names))
+    return [
+        replace(case, observation=_of_model(case.observation, knowledge))
+        for case in cases
+    ]
+
+
+def _of_model(observation: Observation, knowledge: Knowledge) -> Observation:
+    return Observation(
+        knowledge, final=observation.final, candidates=observation.candidates
+    )
+
+
+def release_form(config: RunConfig) -> ReleaseForm:
+    """Returns what an update has gone through before it is seen."""
+    noised, dense = config.is_dp_sgd, config.compression.name == "dense"
+    if noised:
+        return "noised" if dense else "noised-compressed"
+    return "raw" if dense else "compressed"
