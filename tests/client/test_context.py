@@ -35,7 +35,7 @@ def test_a_configuration_of_our_own_runtimes_stands_above_a_scenario() -> None:
 
 
 def test_an_unknown_scenario_is_one_clear_line() -> None:
-    with pytest.raises(ConfigError, match="one of chat_small, images, text_reviews"):
+    with pytest.raises(ConfigError, match="chat_small, images, text_reviews"):
         configuration(_context(scenario="text_revews"))
 
 
