@@ -84,7 +84,8 @@ def forked_peak(work: Callable[[], None], warm_up: Callable[[], None]) -> int:
     """Returns the bytes that the work adds to a forked process at its peak.
 
     Linux counts a fork's peak from the fork on. The warm-up is the same work in small:
-    it loads the code that both run, which is no part of what is measured.
+    it loads the code that both run, which is no part of what is measured. To be called
+    early in a process: work that fills holes of an old heap does not hand them back.
 
     Raises:
         RuntimeError: what either raised there.
