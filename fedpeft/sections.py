@@ -297,6 +297,9 @@ class AuditSection(Section):
         decoys: public records among which the right one is to be found.
         non_members: public records of which an attack asks whether they took part.
         dp_seconds: that experiments against the claimed epsilon may take.
+        sample_canaries: public examples with wrong labels that train a copy of the
+            model, as one more such experiment with a fifth of that time on top; a round
+            that has begun is finished. 0 leaves it out.
         surface: keys such as ``"peft.rank"``, or whole sections, each with the values
             that a leakage surface tries; every combination is one cell.
     """
@@ -309,6 +312,7 @@ class AuditSection(Section):
     decoys: int = Field(default=1000, ge=1)
     non_members: int = Field(default=100, ge=1)
     dp_seconds: float = Field(default=60.0, gt=0)
+    sample_canaries: int = Field(default=100, ge=0)
     surface: dict[str, tuple[Any, ...]] = {}
 
     @model_validator(mode="before")

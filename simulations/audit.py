@@ -31,8 +31,9 @@ from fedpeft.audit.evidence import (
 from fedpeft.audit.observing import seen_by_client
 from fedpeft.audit.recording import FOLDER, Records, read_records
 from fedpeft.audit.results import AttackResult, Audit, Check, DpTrial
-from fedpeft.audit.trials import LIMITATIONS
+from fedpeft.audit.trials import LIMITATIONS, mislabelled
 from fedpeft.config import RunConfig
+from fedpeft.data import Encoded
 from fedpeft.errors import ConfigError
 from fedpeft.model import TaskModel
 from fedpeft.privacy import data_sources
@@ -51,6 +52,8 @@ _PUBLIC = {
     "causal-lm": "review-writing",
 }
 """What stands in for data that the auditor must not see, by task."""
+
+_FEWEST_CANARIES = 8
 
 
 def audit_run(
@@ -81,7 +84,7 @@ def audit_run(
         cases = observe(stage.config, Path(folder) / "run", rounds)
     attacks += run_attacks(stage, cases, "replay", say)
     say("trying to refute the claimed epsilon")
-    trials, more = _examine(config, stage.model)
+    trials, more = _examine(config, stage)
     return _audit(
         config,
         stage,
@@ -117,7 +120,7 @@ def audit_scenario(config: RunConfig, output: Path, *, say: Say = print) -> Audi
     checks = check_records(config, result, stage.model.fingerprint, folder)
     attacks = run_attacks(stage, cases, "replay", say)
     say("trying to refute the claimed epsilon")
-    trials, more = _examine(config, stage.model)
+    trials, more = _examine(config, stage)
     return _audit(
         config,
         stage,
@@ -221,9 +224,20 @@ def _replay_limits(config: RunConfig, replayed: RunConfig) -> list[str]:
     return limits
 
 
-def _examine(config: RunConfig, model: TaskModel) -> tuple[list[DpTrial], list[Check]]:
+def _examine(config: RunConfig, stage: Stage) -> tuple[list[DpTrial], list[Check]]:
     seconds, seed = config.audit.dp_seconds, config.run.seed
-    return examine(config, model, seconds=seconds, seed=seed)
+    samples = _sample_canaries(stage) if config.is_private else None
+    return examine(config, stage.model, seconds=seconds, seed=seed, samples=samples)
+
+
+def _sample_canaries(stage: Stage) -> Encoded | None:
+    """Returns public examples with wrong labels, if the data have any labels."""
+    most = min(stage.config.audit.sample_canaries, len(stage.surrogate))
+    if most < _FEWEST_CANARIES:
+        return None
+    examples = stage.model.task.encode(stage.surrogate.subset(range(most)))
+    labels = stage.surrogate.label_names
+    return mislabelled(examples, len(labels)) if labels else examples
 
 
 def _audit(

@@ -29,7 +29,7 @@ from fedpeft.audit.trials import (
 )
 from fedpeft.compression import Dense
 from fedpeft.config import RunConfig
-from fedpeft.data import load
+from fedpeft.data import Encoded, load
 from fedpeft.errors import RunError
 from fedpeft.model import TaskModel, build_model, trainable_state
 from fedpeft.privacy import (
@@ -55,7 +55,12 @@ _DRAWS = 20
 
 
 def examine(
-    config: RunConfig, model: TaskModel, *, seconds: float = 60.0, seed: int = 0
+    config: RunConfig,
+    model: TaskModel,
+    *,
+    seconds: float = 60.0,
+    seed: int = 0,
+    samples: Encoded | None = None,
 ) -> tuple[list[DpTrial], list[Check]]:
     """Returns all trials and checks of a configuration's claim; none if it has none.
 
@@ -64,8 +69,11 @@ def examine(
         model: the run's own; its trainable tensors' sizes are looked at.
         seconds: for the trials; the checks take about two more.
         seed: of canaries and coins.
+        samples: public examples that become canaries too, see :func:`dp_trials`.
     """
-    trials, checks = dp_trials(config, model, seconds=seconds, seed=seed)
+    trials, checks = dp_trials(
+        config, model, seconds=seconds, seed=seed, samples=samples
+    )
     return trials, [*checks, *protocol_checks(config, model)]
 
 

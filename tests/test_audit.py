@@ -50,6 +50,7 @@ noise = "seeded"
 decoys = 20
 non_members = 10
 dp_seconds = 5
+sample_canaries = 12
 attacks = ["rank_budget", "head_leak"]
 """
 
@@ -132,6 +133,8 @@ def test_the_two_columns_are_kept_apart(
     assert audit.claim is not None
     assert audit.claim.spent_epsilon <= audit.claim.planned_epsilon * (1 + 1e-9)
     assert not any(trial.falsified for trial in audit.dp_trials)
+    trials = {trial.trial for trial in audit.dp_trials}
+    assert trials >= {"gradient canary", "whole run", "sample canaries"}
     wrong = [check.check for check in audit.checks if check.status == "failed"]
     assert wrong == ["noise"]  # seeded, so that this test is repeatable
     assert any("attack: head_leak" in line for line in said)

@@ -317,6 +317,13 @@ def _private_examples() -> Encoded:
     return dataclasses.replace(examples, persons=None)
 
 
+def test_a_wrong_label_is_wrong_for_every_kind_of_label() -> None:
+    one = mislabelled(Encoded([torch.ones(1)] * 2, torch.tensor([0, 2])), num_labels=3)
+    assert one.labels.tolist() == [1, 0]
+    several = Encoded([torch.ones(1)], torch.tensor([[1, 0, 1]]))
+    assert mislabelled(several, num_labels=3).labels.tolist() == [[0, 1, 0]]
+
+
 def test_real_examples_are_canaries_too() -> None:
     config = _config("example", "training.batch_size=24")
     plan, model = _plan("example", "training.batch_size=24"), _model()

@@ -36,9 +36,9 @@ __all__ = [
 ]
 
 LIMITATIONS = (
-    "Gradient canaries replace the model: that the per-sample gradients of its own "
-    "layers are right is not tested by them, but by `fedpeft doctor`, which compares "
-    "them with a loop over single examples.",
+    "Gradient canaries replace the model. Sample canaries train it, but their bound is "
+    "loose: that the per-sample gradients of its own layers are right is shown by "
+    "`fedpeft doctor`, which compares them with a loop over single examples.",
     "Noise that is correlated over rounds and clipping norms that adapt are tested one "
     "round at a time, with independent noise and the first norm.",
     "Cohorts of a fixed size have another neighbouring relation; no whole run of them "
@@ -74,8 +74,9 @@ def dp_trials(
         seconds: to spend. With less than 20 on a busy machine there are fewer than a
             few hundred releases a trial, and small violations pass.
         seed: of canaries and coins. Noise is drawn as the configuration says.
-        samples: public examples that become canaries in a copy of the model, for a
-            fifth of the time; a round that has begun is finished.
+        samples: public examples that become canaries in a copy of the model, with a
+            fifth of `seconds` on top; a round that has begun is finished. Only where
+            clients train by DP-SGD.
 
     Returns:
         Trials, those of single releases first, and checks; neither without privacy.
@@ -85,7 +86,7 @@ def dp_trials(
         return [], []
     end = time.monotonic() + seconds
     noises = [randomness(config, seed, "noise", number) for number in (1, 2)]
-    runs, facts = _runs(config, plan, model, samples, _RUN_SHARE * seconds, seed)
+    runs, facts = _runs(config, plan, model, _RUN_SHARE * seconds, seed)
     steps = step_trials(
         config,
         plan,
@@ -94,6 +95,16 @@ def dp_trials(
         seed=seed,
         alpha=FAMILY_ALPHA / 2 / num_step_trials(plan),
     )
+    if samples is not None and plan.is_dp_sgd:
+        runs += sample_runs(
+            config,
+            plan,
+            model,
+            samples,
+            seconds=_RUN_SHARE * seconds,
+            seed=seed,
+            alpha=_run_alpha(plan),
+        )
     return [*steps, *runs], [noise_check(*noises), *facts]
 
 
@@ -101,23 +112,19 @@ def _runs(
     config: RunConfig,
     plan: Plan,
     model: TaskModel,
-    samples: Encoded | None,
     seconds: float,
     seed: int,
 ) -> tuple[list[DpTrial], list[Check]]:
     """Returns the trials of whole runs, and what their ledgers say."""
     sizes = tensor_sizes(model, most=_RUN_VALUES)
-    alpha = FAMILY_ALPHA / 2 / num_run_trials(plan)
+    alpha = _run_alpha(plan)
     if not plan.is_dp_sgd:
         if plan.sampling == "fixed" or plan.bands is not None:
             return [], []
         found = server_run(config, plan, sizes, seconds=seconds, seed=seed, alpha=alpha)
         return found, []
-    trials, checks = whole_runs(
-        config, plan, sizes, seconds=seconds, seed=seed, alpha=alpha
-    )
-    if samples is not None:
-        trials += sample_runs(
-            config, plan, model, samples, seconds=seconds, seed=seed, alpha=alpha
-        )
-    return trials, checks
+    return whole_runs(config, plan, sizes, seconds=seconds, seed=seed, alpha=alpha)
+
+
+def _run_alpha(plan: Plan) -> float:
+    return FAMILY_ALPHA / 2 / num_run_trials(plan)

@@ -35,11 +35,15 @@ from fedpeft.training import example_losses, train_locally
 def mislabelled(examples: Encoded, num_labels: int) -> Encoded:
     """Returns the examples, each with the label after its own.
 
+    Where an example may have several, those that it has not are the wrong ones.
+
     >>> wrong = mislabelled(Encoded([torch.ones(1)] * 3, torch.tensor([0, 1, 2])), 3)
     >>> wrong.labels.tolist()
     [1, 2, 0]
     """
-    return dataclasses.replace(examples, labels=(examples.labels + 1) % num_labels)
+    labels = examples.labels
+    wrong = 1 - labels if labels.dim() == 2 else (labels + 1) % num_labels
+    return dataclasses.replace(examples, labels=wrong)
 
 
 def sample_runs(
