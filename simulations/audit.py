@@ -35,7 +35,6 @@ from fedpeft.audit.trials import LIMITATIONS, mislabelled
 from fedpeft.config import RunConfig
 from fedpeft.data import Encoded
 from fedpeft.errors import ConfigError
-from fedpeft.model import TaskModel
 from fedpeft.privacy import data_sources
 from simulations.attacking import Say, attacks_of, run_attacks
 from simulations.canaries import examine

@@ -5,7 +5,6 @@ import sys
 from dataclasses import replace
 
 import pytest
-import torch
 
 from simulations.benchmarks import dp_step
 from simulations.benchmarks.dp_step import Bench, measure
