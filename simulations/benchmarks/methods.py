@@ -45,12 +45,16 @@ TASKS = {
         "backbone": "vit-s",
         "data": "fashion-mnist",
         "max_examples": 2500,
+        "rounds": 6,
+        "first_layer": 0,
     },
     "text": {
         "task": "text-classification",
         "backbone": "minilm",
         "data": "rotten-tomatoes",
-        "max_examples": 6000,
+        "max_examples": 3000,
+        "rounds": 20,
+        "first_layer": 4,  # of 6: what lies below is computed once
     },
 }
 RATES = {
@@ -67,8 +71,8 @@ RESULT = Path(__file__).parents[1] / "results" / "methods.json"
 
 SCENARIO = """
 [run]
-rounds = 6
-evaluate_every = 6
+rounds = {rounds}
+evaluate_every = {rounds}
 evaluate_on = "validation"
 [data]
 name = "{data}"
@@ -135,9 +139,15 @@ class Cell:
             f"run.seed={self.seed}",
             f"training.learning_rate={rate}",
             f"peft={METHODS[self.method]}",
+            *self._place(),
             *(() if self.privacy == "none" else PRIVATE),
         ]
         return RunConfig.from_toml(toml, overrides)
+
+    def _place(self) -> tuple[str, ...]:
+        first_layer = TASKS[self.task]["first_layer"]
+        is_above = self.method == "head" or not first_layer
+        return () if is_above else (f"peft.first_layer={first_layer}",)
 
 
 def measure(cell: Cell) -> dict[str, Any]:
