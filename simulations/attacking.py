@@ -80,7 +80,15 @@ def _run_attack(
     form = release_form(stage.config)
     threat = replace(needs, access=access, release=form)
     seed = stage.config.run.seed
-    result = judge(name, attack, cases, threat, seed=seed, column=column)
+    result = judge(
+        name,
+        attack,
+        cases,
+        threat,
+        seed=seed,
+        column=column,
+        classes=stage.decoys.label_names,
+    )
     return replace(result, settings={**result.settings, **facts})
 
 

@@ -155,7 +155,8 @@ def _measure(toml: str, path: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         cases = observe(config, Path(folder) / "run", config.audit.rounds)
     results = run_attacks(set_stage(config), cases, "replay", lambda text: None)
-    text = json.dumps(_RESULTS.dump_python(results, mode="json"))
+    in_short = [result.in_short() for result in results]
+    text = json.dumps(_RESULTS.dump_python(in_short, mode="json"))
     write_atomically(Path(f"{path}.json"), text.encode())
 
 

@@ -3,18 +3,42 @@
 Source of SSIM: Wang et al. (2004), Image quality assessment, section III-B.
 """
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 
-from fedpeft.attacks._images import pixels_of
-from fedpeft.attacks.attack import Scores, Secret
+from fedpeft.attacks._images import pixels_of, prior_of
+from fedpeft.attacks.attack import Attack, Case, Observation, Scores, Secret, View
 
 IMAGE_METRICS = {"psnr": "dB", "ssim": "", "identification_top1": "share"}
 """What attacks that return images are scored by -> its unit."""
 
 _MOST_DECIBELS = 100.0
 _SMALL = 32
+
+
+class ImageAttack(Attack[torch.Tensor]):
+    """Guesses images in 0..1, shape ``(n, channels, height, width)``."""
+
+    metrics: ClassVar[dict[str, str]] = IMAGE_METRICS
+
+    def score(self, guess: torch.Tensor, secret: Secret) -> Scores:
+        """Compares pixels, and looks for the true image among decoys."""
+        return image_scores(guess, secret)
+
+    def baseline(
+        self, observation: Observation, secret: Secret, rng: torch.Generator
+    ) -> Scores:
+        """Guesses the mean of the public images; a medium grey without any."""
+        prior = prior_of(observation.knowledge)
+        return image_scores(prior.mean.view(1, *prior.shape), secret)
+
+    def shown(self, guess: torch.Tensor, case: Case) -> tuple[View, View]:
+        """Shows the first image and the guess that is compared with it."""
+        truth = pixels_of(case.secret.examples)
+        return truth[0], _matched(guess, truth)[0]
 
 
 def image_scores(guess: torch.Tensor, secret: Secret) -> Scores:
@@ -28,6 +52,16 @@ def image_scores(guess: torch.Tensor, secret: Secret) -> Scores:
         secret: with decoys where ``identification_top1`` is wanted.
     """
     truth = pixels_of(secret.examples)
+    matched = _matched(guess, truth)
+    scores = {"psnr": psnr(matched, truth), "ssim": ssim(matched, truth)}
+    if secret.decoys is not None:
+        decoys = pixels_of(secret.decoys)
+        scores["identification_top1"] = identified(matched, truth, decoys)
+    return scores
+
+
+def _matched(guess: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Returns one guess for each true image, of its shape."""
     guess = guess.double().clamp(0, 1)
     if guess.shape[1] > truth.shape[1]:
         guess = guess.mean(1, keepdim=True)
@@ -35,12 +69,7 @@ def image_scores(guess: torch.Tensor, secret: Secret) -> Scores:
     guess = guess.repeat(-(-len(truth) // len(guess)), 1, 1, 1)
     errors = torch.cdist(truth.flatten(1), guess.flatten(1)).square()
     chosen = linear_sum_assignment(errors.numpy())[1]
-    matched = guess[torch.from_numpy(chosen)]
-    scores = {"psnr": psnr(matched, truth), "ssim": ssim(matched, truth)}
-    if secret.decoys is not None:
-        decoys = pixels_of(secret.decoys)
-        scores["identification_top1"] = identified(matched, truth, decoys)
-    return scores
+    return guess[torch.from_numpy(chosen)]
 
 
 def psnr(guess: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:

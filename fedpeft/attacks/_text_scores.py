@@ -6,6 +6,7 @@ import torch
 
 from fedpeft.attacks.attack import Scores
 from fedpeft.data import Encoded
+from fedpeft.tasks import CausalLanguageModelling, TextClassification
 
 
 def text_scores(ranking: torch.Tensor, truth: Encoded) -> Scores:
@@ -55,3 +56,11 @@ def rouge_l(guessed: Sequence[int], wanted: Sequence[int]) -> float:
             same = before[place] + 1 if token == other else 0
             row.append(max(same, row[place], before[place + 1]))
     return 2 * row[-1] / max(1, len(guessed) + len(wanted))
+
+
+def words_of(
+    task: TextClassification | CausalLanguageModelling, tokens: Sequence[int]
+) -> str:
+    """Returns tokens as a person reads them, special ones left out."""
+    text: str = task.tokenizer.decode(list(tokens), skip_special_tokens=True)
+    return text

@@ -24,6 +24,9 @@ Guess = TypeVar("Guess")
 Scores = dict[str, torch.Tensor]
 """Metric -> one value a record, shape ``(records,)``, in doubles."""
 
+View = str | torch.Tensor
+"""A record to look at: a text, or pixels in 0..1, ``(channels, height, width)``."""
+
 
 @dataclass(frozen=True, eq=False)
 class Seen:
@@ -143,6 +146,13 @@ class Attack(ABC, Generic[Guess]):
 
         Such as the commonest token, the mean image, a coin.
         """
+
+    def shown(self, guess: Guess, case: Case) -> tuple[View, View] | None:
+        """Returns the case's first record, and what a guess makes of it, to look at.
+
+        None where there is nothing to see: a guess may be a number.
+        """
+        return None
 
 
 def with_updates_of(mine: Observation, other: Observation) -> Observation:

@@ -18,10 +18,14 @@ from typing import ClassVar
 
 import torch
 
-from fedpeft.attacks._image_scores import IMAGE_METRICS, image_scores
+from fedpeft.attacks._image_scores import ImageAttack
 from fedpeft.attacks._images import ImagePrior, prior_of
 from fedpeft.attacks._simulated import SimulatedClient, labels_of
-from fedpeft.attacks.attack import Attack, Knowledge, Observation, Scores, Secret, Seen
+from fedpeft.attacks.attack import (
+    Knowledge,
+    Observation,
+    Seen,
+)
 from fedpeft.attacks.span_image import SpanImage
 from fedpeft.attacks.threats import ThreatModel
 from fedpeft.model import load_trainable_state
@@ -32,7 +36,7 @@ _ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
-class GradientMatching(Attack[torch.Tensor]):
+class GradientMatching(ImageAttack):
     """Optimises pixels; a guess is ``(n, channels, height, width)`` in 0..1.
 
     Attributes:
@@ -51,7 +55,6 @@ class GradientMatching(Attack[torch.Tensor]):
     from_span: bool = False
 
     needs: ClassVar[ThreatModel] = ThreatModel("C", "update", "reconstruct")
-    metrics: ClassVar[dict[str, str]] = IMAGE_METRICS
 
     def misfit(self, knowledge: Knowledge) -> str | None:
         """Wants images of single labels."""
@@ -102,17 +105,6 @@ class GradientMatching(Attack[torch.Tensor]):
 
         optimizer.step(evaluate)  # type: ignore[no-untyped-call]
         return white.detach()
-
-    def score(self, guess: torch.Tensor, secret: Secret) -> Scores:
-        """Compares pixels, and looks for the true image among decoys."""
-        return image_scores(guess, secret)
-
-    def baseline(
-        self, observation: Observation, secret: Secret, rng: torch.Generator
-    ) -> Scores:
-        """Guesses the mean of the public images; a medium grey without any."""
-        prior = prior_of(observation.knowledge)
-        return image_scores(prior.mean.view(1, *prior.shape), secret)
 
 
 def _richness(seen: Seen) -> tuple[int, int]:

@@ -25,10 +25,21 @@ import torch
 from torch.nn import functional as F
 
 from fedpeft.attacks._inputs import Rows, kept_inputs
-from fedpeft.attacks.attack import Attack, Knowledge, Observation, Scores, Secret, Seen
+from fedpeft.attacks._text_scores import words_of
+from fedpeft.attacks.attack import (
+    Attack,
+    Case,
+    Knowledge,
+    Observation,
+    Scores,
+    Secret,
+    Seen,
+    View,
+)
 from fedpeft.attacks.threats import ThreatModel
 from fedpeft.data import Encoded
 from fedpeft.model import TaskModel, shared_state
+from fedpeft.tasks import CausalLanguageModelling, TextClassification
 from fedpeft.tensors import Tensors
 
 _DOWN, _UP = ".down.weight", ".up.weight"
@@ -219,6 +230,17 @@ class MaliciousAdapter(Attack[Caught]):
             commonest = _filled(frozenset(), surrogate, usual)
             scores["token_top1"] = _shares(commonest, secret.examples, usual)
         return scores
+
+    def shown(self, guess: Caught, case: Case) -> tuple[View, View] | None:
+        """Shows the first text, and the tokens named in no order; no images."""
+        task = guess.model.task
+        if guess.tokens is None or not isinstance(
+            task, TextClassification | CausalLanguageModelling
+        ):
+            return None
+        named = sorted(words_of(task, [token]) for token in guess.tokens)
+        truth = case.secret.examples.inputs[0].tolist()
+        return words_of(task, truth), " ".join(named)
 
 
 def _places(state: Tensors) -> list[str]:

@@ -20,19 +20,19 @@ from typing import ClassVar
 
 import torch
 
-from fedpeft.attacks._image_scores import IMAGE_METRICS, image_scores
+from fedpeft.attacks._image_scores import ImageAttack
 from fedpeft.attacks._images import ImagePrior, prior_of
 from fedpeft.attacks._likely_images import LikelyImages
 from fedpeft.attacks._patches import Patches, find_patches
 from fedpeft.attacks._signal import signal_rows
 from fedpeft.attacks._span import Span, span_of
-from fedpeft.attacks.attack import Attack, Knowledge, Observation, Scores, Secret
+from fedpeft.attacks.attack import Knowledge, Observation
 from fedpeft.attacks.threats import ThreatModel
 from fedpeft.tasks import ImageClassification
 
 
 @dataclass(frozen=True)
-class SpanImage(Attack[torch.Tensor]):
+class SpanImage(ImageAttack):
     """Closed form, then the most likely image; a guess is ``(n, channels, h, w)``.
 
     **Not guaranteed**: that several images are told apart. Any combination of their
@@ -56,7 +56,6 @@ class SpanImage(Attack[torch.Tensor]):
     most_unknown: int = 4000
 
     needs: ClassVar[ThreatModel] = ThreatModel("B", "update", "reconstruct")
-    metrics: ClassVar[dict[str, str]] = IMAGE_METRICS
 
     def misfit(self, knowledge: Knowledge) -> str | None:
         """Wants images, and a trained matrix right behind their patches."""
@@ -102,17 +101,6 @@ class SpanImage(Attack[torch.Tensor]):
             part = replace(likelihood, rows=share * likelihood.rows)
             images = part.maximum(images, self.iterations)
         return images
-
-    def score(self, guess: torch.Tensor, secret: Secret) -> Scores:
-        """Compares pixels, and looks for the true image among decoys."""
-        return image_scores(guess, secret)
-
-    def baseline(
-        self, observation: Observation, secret: Secret, rng: torch.Generator
-    ) -> Scores:
-        """Guesses the mean of the public images; a medium grey without any."""
-        prior = prior_of(observation.knowledge)
-        return image_scores(prior.mean.view(1, *prior.shape), secret)
 
 
 def closed_form(

@@ -38,8 +38,16 @@ from fedpeft.attacks._span import (
 )
 from fedpeft.attacks._text_inputs import TokenInputs, token_inputs
 from fedpeft.attacks._text_match import TextMatch
-from fedpeft.attacks._text_scores import text_scores
-from fedpeft.attacks.attack import Attack, Knowledge, Observation, Scores, Secret
+from fedpeft.attacks._text_scores import text_scores, words_of
+from fedpeft.attacks.attack import (
+    Attack,
+    Case,
+    Knowledge,
+    Observation,
+    Scores,
+    Secret,
+    View,
+)
 from fedpeft.attacks.threats import ThreatModel
 from fedpeft.data import Encoded
 from fedpeft.tasks import TextClassification
@@ -168,6 +176,12 @@ class SpanText(Attack[torch.Tensor]):
         """Scores the commonest tokens of public texts, at every position the same."""
         del rng
         return text_scores(_commonest(observation.knowledge), secret.examples)
+
+    def shown(self, guess: torch.Tensor, case: Case) -> tuple[View, View]:
+        """Shows the first sentence, and the likeliest token of every position."""
+        task, _, _ = _parts(case.observation.knowledge)
+        truth = case.secret.examples.inputs[0]
+        return words_of(task, truth.tolist()), words_of(task, guess[:, 0].tolist())
 
 
 def _promoted(ranking: torch.Tensor, place: int, column: int) -> torch.Tensor:

@@ -31,6 +31,8 @@ _NAMES: dict[type, dict[str, str]] = {
 
 _RUN = ("created", "config", "config_hash")
 _ESTIMATES = ("metrics", "baseline", "prior_only", "difference")
+_VALUES = ("values", "control_values")
+_SLICE = ("found", "control")
 _THREAT = [field.name for field in dataclasses.fields(ThreatModel)]
 
 
@@ -117,12 +119,20 @@ def _threat(threat: ThreatModel) -> dict[str, str]:
 def _attack(table: Any, threats: Mapping[str, Any]) -> dict[str, Any]:
     fields = _fields(AttackResult, table)
     for group in _ESTIMATES:
-        fields[group] = {
-            name: {key: _known(part) for key, part in _fields(Estimate, each).items()}
-            for name, each in fields[group].items()
-        }
+        fields[group] = {n: _estimate(each) for n, each in fields[group].items()}
+    for group in _VALUES:
+        found = fields.get(group, {})  # older documents have none
+        fields[group] = {n: [*map(_known, each)] for n, each in found.items()}
+    fields["by_class"] = {
+        name: {**each, **{part: _estimate(each[part]) for part in _SLICE}}
+        for name, each in fields.get("by_class", {}).items()
+    }
     threat = threats[fields["threat"]]
     return {**fields, "threat": {name: threat[name] for name in _THREAT}}
+
+
+def _estimate(table: Any) -> dict[str, Any]:
+    return {key: _known(part) for key, part in _fields(Estimate, table).items()}
 
 
 def _fields(kind: type, table: Mapping[str, Any]) -> dict[str, Any]:

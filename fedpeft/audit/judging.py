@@ -3,9 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Sequence
-from typing import Any
-
-import torch
+from typing import Any, NamedTuple
 
 from fedpeft.attacks.attack import (
     Attack,
@@ -16,11 +14,21 @@ from fedpeft.attacks.attack import (
     with_updates_of,
 )
 from fedpeft.attacks.threats import ThreatModel
-from fedpeft.audit.intervals import bootstrap_mean, clopper_pearson, may_hide_others
-from fedpeft.audit.results import AttackResult, Column, Estimate
+from fedpeft.audit.estimating import differences, estimate, estimates
+from fedpeft.audit.exhibits import choose_exhibits
+from fedpeft.audit.results import AttackResult, Column, Exhibit, Slice
 from fedpeft.seeds import derive_seed, generator
 
-_LEVEL = 0.05
+_DECIMALS = 4
+
+
+class _Run(NamedTuple):
+    """One victim: what was guessed, with another's updates too, and all scores."""
+
+    guesses: tuple[Any, Any]
+    own: Scores
+    control: Scores
+    trivial: Scores
 
 
 def judge(
@@ -31,12 +39,13 @@ def judge(
     *,
     seed: int,
     column: Column = "replay",
+    classes: Sequence[str] = (),
 ) -> AttackResult:
     """Attacks every case, and every case with another one's updates.
 
     **Guarantees**: an attack that needs more than is granted is not run. What it is
     given holds no secret. Equal seeds give equal results. Fewer than two cases leave no
-    control: the result says so.
+    control: the result says so. Only of a replay is anything shown.
 
     Args:
         name: the attack's id.
@@ -45,11 +54,12 @@ def judge(
         threat: what is granted.
         seed: of the attack's own randomness.
         column: where the observations come from.
+        classes: names of the records' labels; none, or one, for records without.
     """
     started = time.perf_counter()
     misfit = _misfit(attack, cases, threat)
     runs = [] if misfit else _run_all(name, attack, cases, seed)
-    own, controls, trivial = ([run[part] for run in runs] for part in range(3))
+    own, controls = [run.own for run in runs], [run.control for run in runs]
     units = dict(attack.metrics)
     return AttackResult(
         attack=name,
@@ -58,13 +68,17 @@ def judge(
         units=units,
         victims=len(runs),
         records=sum(len(next(iter(scores.values()))) for scores in own),
-        metrics=_estimates(own, units, seed),
-        baseline=_estimates(trivial, units, seed),
-        prior_only=_estimates(controls, units, seed),
-        difference=_differences(own, controls, units, seed),
+        metrics=estimates(own, units, seed),
+        baseline=estimates([run.trivial for run in runs], units, seed),
+        prior_only=estimates(controls, units, seed),
+        difference=differences(own, controls, units, seed),
         settings=dataclasses.asdict(attack),  # type: ignore[call-overload]
         seconds=round(time.perf_counter() - started, 1),
         misfit=misfit,
+        values=_values(own, units),
+        control_values=_values(controls, units),
+        by_class=_by_class(cases, runs, units, classes, seed),
+        exhibits=_exhibits(attack, cases, runs) if column == "replay" else (),
     )
 
 
@@ -85,8 +99,8 @@ def _misfit(
 
 def _run_all(
     name: str, attack: Attack[Any], cases: Sequence[Case], seed: int
-) -> list[tuple[Scores, Scores, Scores]]:
-    """Returns the scores of each case: attacked, its control, its baseline."""
+) -> list[_Run]:
+    """Attacks each case, and runs its two controls."""
     guesses = [
         attack.run(case.observation, generator(seed, name, index))
         for index, case in enumerate(cases)
@@ -99,7 +113,8 @@ def _run_all(
             control = attack.run(asked, generator(seed, name, "control", index))
         rng = generator(seed, name, "baseline", index)
         runs.append(
-            (
+            _Run(
+                (guesses[index], control),
                 attack.score(guesses[index], case.secret),
                 attack.score(control, case.secret),
                 attack.baseline(case.observation, case.secret, rng),
@@ -125,59 +140,65 @@ def _control(mine: Observation, other: Observation) -> Observation | None:
     return dataclasses.replace(mine, knowledge=knowledge, final=stranger)
 
 
-def _estimates(
-    scores: Sequence[Scores], units: dict[str, str], seed: int
-) -> dict[str, Estimate]:
-    if not scores:
-        return {}
+def _values(
+    scores: Sequence[Scores], units: dict[str, str]
+) -> dict[str, tuple[float, ...]]:
+    """Returns every record's value, by metric."""
+    measured = [metric for metric in units if scores and metric in scores[0]]
     return {
-        metric: _estimate(
-            [one[metric].double() for one in scores], unit, derive_seed(seed, metric)
+        metric: tuple(
+            round(value, _DECIMALS)
+            for one in scores
+            for value in one[metric].double().tolist()
         )
-        for metric, unit in units.items()
-        if metric in scores[0]  # an attack leaves out what it could not resolve
+        for metric in measured
     }
 
 
-def _estimate(values: Sequence[torch.Tensor], unit: str, seed: int) -> Estimate:
-    """Returns the mean over victims; records of one victim depend on each other."""
-    together = torch.cat(list(values))
-    is_binary = bool(((together == 0) | (together == 1)).all())
-    if is_binary and all(len(value) == 1 for value in values):
-        successes, trials = int(together.sum()), len(together)
-        low, high = clopper_pearson(successes, trials, _LEVEL)
-        return Estimate(successes / trials, low, high, "Clopper-Pearson")
-    return _bootstrap([float(value.mean()) for value in values], unit, 0.0, seed)
+def _headline(runs: Sequence[_Run], units: dict[str, str]) -> str:
+    return next(metric for metric in units if metric in runs[0].own)
 
 
-def _differences(
-    own: Sequence[Scores], controls: Sequence[Scores], units: dict[str, str], seed: int
-) -> dict[str, Estimate]:
-    """Returns attack minus control, paired by victim."""
-    if not own:
+def _by_class(
+    cases: Sequence[Case],
+    runs: Sequence[_Run],
+    units: dict[str, str],
+    classes: Sequence[str],
+    seed: int,
+) -> dict[str, Slice]:
+    """Judges by class where each victim has records of one class alone."""
+    labels = [case.secret.examples.labels for case in cases] if runs else []
+    if len(classes) < 2 or any(
+        each.dim() != 1 or len(set(each.tolist())) != 1 for each in labels
+    ):
         return {}
+    groups: dict[int, list[_Run]] = {}
+    for each, run in zip(labels, runs, strict=True):
+        groups.setdefault(int(each[0]), []).append(run)
     return {
-        metric: _bootstrap(
-            [
-                float(mine[metric].double().mean() - other[metric].double().mean())
-                for mine, other in zip(own, controls, strict=True)
-            ],
-            unit,
-            -1.0,
-            derive_seed(seed, metric, "difference"),
-        )
-        for metric, unit in units.items()
-        if metric in own[0]
+        classes[label]: _slice(group, units, derive_seed(seed, "class", label))
+        for label, group in sorted(groups.items())
     }
 
 
-def _bootstrap(means: Sequence[float], unit: str, least: float, seed: int) -> Estimate:
-    is_share = unit == "share"
-    bounds = {"least": least, "largest": 1.0} if is_share else {}
-    low, high = bootstrap_mean(means, seed=seed, alpha=_LEVEL, **bounds)
-    mean = sum(means) / len(means)
-    unseen = ", and a share of unseen others" if is_share else ""
-    method = "BCa bootstrap and Student t over victims"
-    return Estimate(
-        mean, low, high, method + (unseen if may_hide_others(means) else "")
+def _slice(runs: Sequence[_Run], units: dict[str, str], seed: int) -> Slice:
+    metric = _headline(runs, units)
+    found, control = (
+        estimate([scores[metric].double() for scores in part], units[metric], seed)
+        for part in ([run.own for run in runs], [run.control for run in runs])
     )
+    return Slice(len(runs), found, control)
+
+
+def _exhibits(
+    attack: Attack[Any], cases: Sequence[Case], runs: Sequence[_Run]
+) -> tuple[Exhibit, ...]:
+    if not runs:
+        return ()
+    metric = _headline(runs, attack.metrics)
+    own, control = (
+        [round(float(scores[metric][0]), _DECIMALS) for scores in part]
+        for part in ([run.own for run in runs], [run.control for run in runs])
+    )
+    scores = list(zip(own, control, strict=True))
+    return choose_exhibits(attack, cases, [run.guesses for run in runs], scores)

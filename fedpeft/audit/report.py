@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fedpeft.audit.document import to_document, to_text
 from fedpeft.audit.gates import Verdict
-from fedpeft.audit.page import render
+from fedpeft.audit.page.render import render
 from fedpeft.audit.results import Audit
 from fedpeft.audit.signing import SIGNATURE, sign_report
 from fedpeft.durable import write_atomically

@@ -5,7 +5,7 @@ Two columns of evidence are never mixed: ``this-run`` is read from the run itsel
 canaries.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from fedpeft.attacks.rank_budget import RankBudget
@@ -37,8 +37,47 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class Slice:
+    """What an attack achieved against the victims of one class, by its headline.
+
+    Attributes:
+        victims: how many hold records of this class alone.
+        found: by the attack.
+        control: with another client's update.
+    """
+
+    victims: int
+    found: Estimate
+    control: Estimate
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """One record to look at, beside what was made of it.
+
+    Attributes:
+        kind: ``text``, or ``image``: then all three are PNG files in base64.
+        truth: the victim's first record.
+        guess: what the attack made of the update.
+        control: what it made of another client's.
+        score: of the guess, by the attack's headline.
+        control_score: of the control.
+    """
+
+    kind: Literal["text", "image"]
+    truth: str
+    guess: str
+    control: str
+    score: float
+    control_score: float
+
+
+@dataclass(frozen=True)
 class AttackResult:
     """What one attack achieved, beside its controls.
+
+    **Guarantees**: no exhibit of the run's own records; what was reconstructed of them
+    is in no report.
 
     Attributes:
         attack: its id in the menu.
@@ -55,6 +94,13 @@ class AttackResult:
         settings: the attack's hyperparameters, and what was varied.
         seconds: of wall time.
         misfit: why it could not be tried; then there are no metrics. None if it was.
+        values: by name: one value a record, in victims' order, 4 decimals.
+        control_values: by name: the same with another client's update.
+        by_class: by the name of a class, where each victim holds records of one alone.
+        exhibits: of a replay: the best, the middle and the worst guess, best first.
+
+    Raises:
+        ValueError: for exhibits of the run itself.
     """
 
     attack: str
@@ -70,6 +116,22 @@ class AttackResult:
     settings: dict[str, object]
     seconds: float
     misfit: str | None = None
+    values: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    control_values: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    by_class: dict[str, Slice] = field(default_factory=dict)
+    exhibits: tuple[Exhibit, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Keeps what was reconstructed of a run's own records out of reports."""
+        if self.exhibits and self.column != "replay":
+            raise ValueError(
+                f"Expected exhibits of a replay alone, got some of {self.column}: what "
+                "is read of a run's own records is never shown."
+            )
+
+    def in_short(self) -> "AttackResult":
+        """Returns it without what is kept of single records and classes."""
+        return replace(self, values={}, control_values={}, by_class={}, exhibits=())
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from fedpeft.attacks.attack import Knowledge, Observation, Secret, Seen
+from fedpeft.attacks.attack import Case, Knowledge, Observation, Secret, Seen
 from fedpeft.attacks.detector import inspect
 from fedpeft.attacks.malicious_adapter import MaliciousAdapter
 from fedpeft.model import shared_state
@@ -101,3 +101,14 @@ def test_linear_factors_make_no_bins(rng: torch.Generator) -> None:
 def test_without_public_records_it_does_not_fit(knowledge: Knowledge) -> None:
     alone = dataclasses.replace(knowledge, surrogate=None)
     assert "public records" in str(ATTACK.misfit(alone))
+
+
+def test_named_tokens_are_shown_beside_the_text(guesses: list) -> None:
+    guess, secret = guesses[0]
+    case = Case(Observation(small_model("bottleneck")), secret)
+    truth, named = ATTACK.shown(guess, case)
+    words = secret.examples.inputs[0][1:-1].tolist()
+    assert truth == " ".join(f"w{number}" for number in words)
+    assert set(named.split()) == {f"w{number}" for number in guess.tokens}
+    images = dataclasses.replace(guess, tokens=None)
+    assert ATTACK.shown(images, case) is None

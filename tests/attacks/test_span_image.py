@@ -14,6 +14,7 @@ from fedpeft.attacks._likely_images import LikelyImages
 from fedpeft.attacks._patches import Patches, find_patches
 from fedpeft.attacks._span import span_of
 from fedpeft.attacks.attack import Case, Knowledge, Observation, Secret, Seen
+from fedpeft.attacks.gradient_matching import GradientMatching
 from fedpeft.attacks.span_image import SpanImage, closed_form
 from fedpeft.config import RunConfig
 from fedpeft.data import Encoded, load
@@ -257,6 +258,18 @@ def test_several_guesses_are_matched_to_the_nearest_truths() -> None:
     assert image_scores(grey, secret)["psnr"].tolist() == pytest.approx(
         [6.02] * 2, 1e-3
     )
+
+
+@pytest.mark.parametrize("attack", [SpanImage(), GradientMatching()])
+def test_the_first_image_is_shown_beside_the_guess_it_is_compared_with(attack) -> None:
+    inputs = [torch.full((8, 8), level, dtype=torch.uint8) for level in (0, 255)]
+    secret = Secret(Encoded(inputs, torch.zeros(2)))
+    case = Case(Observation(Knowledge(None, None)), secret)  # type: ignore[arg-type]
+    guess = torch.stack([torch.full((3, 8, 8), level) for level in (0.9, 0.2)])
+    truth, shown = attack.shown(guess, case)
+    assert truth.shape == shown.shape == (1, 8, 8)
+    assert truth.max() == 0
+    assert shown.mean().item() == pytest.approx(0.2)
 
 
 def test_similarity_is_one_for_equals_and_about_nothing_for_noise() -> None:

@@ -113,6 +113,19 @@ def test_sentences_are_read_word_by_word(stage, overrides: tuple[str, ...]) -> N
         assert attacked(case, attack)["exact_match"] == 1
 
 
+def test_what_is_read_can_be_looked_at(stage) -> None:
+    case, _ = victims(stage)
+    ids = case.secret.examples.inputs[0]
+    whole = ids[:, None].expand(-1, 10)
+    truth, read_text = SpanText().shown(whole, case)
+    assert (
+        truth
+        == read_text
+        == case.observation.knowledge.model.task.tokenizer.decode(ids[1:-1])
+    )
+    assert SpanText().shown(whole[:0], case) == (truth, "")
+
+
 def test_another_clients_updates_tell_next_to_nothing(stage) -> None:
     mine, other = victims(stage)
     guess = SpanText().run(other.observation, torch.Generator())

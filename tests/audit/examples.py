@@ -4,7 +4,10 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from fedpeft.attacks.threats import ThreatModel
+from fedpeft.audit.exhibits import to_png
 from fedpeft.audit.results import (
     AttackResult,
     Audit,
@@ -14,7 +17,9 @@ from fedpeft.audit.results import (
     Column,
     DpTrial,
     Estimate,
+    Exhibit,
     RankBudget,
+    Slice,
 )
 
 SPAN = ThreatModel("D", "updates", "reconstruct")
@@ -67,6 +72,73 @@ def span_text(found: float = 0.914, **settings: Any) -> AttackResult:
         },
         **settings,
     )
+
+
+def spread(mean: float, width: float = 0.3, count: int = 50) -> tuple[float, ...]:
+    """Shares about a mean, evenly apart; those beyond 0 and 1 pile up there."""
+    places = (width * (2 * k / (count - 1) - 1) for k in range(count))
+    return tuple(round(min(1.0, max(0.0, mean + place)), 4) for place in places)
+
+
+SENTENCE = "the film is <b>a</b> quiet & moving portrait of a village by the sea"
+
+
+def reading() -> AttackResult:
+    """An attack on texts, with what it read to look at."""
+    found = span_text()
+    mean, control = found.metrics["token_top1"], found.prior_only["token_top1"]
+    return replace(
+        found,
+        values={"token_top1": spread(0.9), "exact_match": (1.0, 0.0) * 25},
+        control_values={"token_top1": spread(0.03, 0.1), "exact_match": 50 * (0.0,)},
+        by_class={
+            "positive": Slice(26, mean, control),
+            "negative": Slice(19, around(0.87), control),
+            "mixed": Slice(4, around(0.2), control),
+        },
+        exhibits=(
+            Exhibit("text", SENTENCE, SENTENCE, "the of a the", 1.0, 0.0714),
+            Exhibit("text", "a & b", "a < b", "", 0.6667, 0.0),
+        ),
+    )
+
+
+def looking() -> AttackResult:
+    """An attack on images, the same: a stripe, and what is left of it."""
+    found = attack(
+        "gradient_matching",
+        {"psnr": ("dB", 31.4, 8.1, 8.9), "ssim": ("", 0.93, 0.12, 0.2)},
+        ThreatModel("C", "updates", "reconstruct"),
+        variant="a restart with the span as a constraint",
+    )
+    stripe = torch.zeros(1, 14, 14)
+    stripe[:, 4:7, 2:12] = 1.0
+    blurred = (0.6 * stripe + 0.2).expand(3, -1, -1)
+    grey = torch.full_like(stripe, 0.5)
+    shown = (to_png(image) for image in (stripe, blurred, grey))
+    best = Exhibit("image", *shown, 31.4, 8.1)
+    return replace(
+        found,
+        values={"psnr": tuple(20 + 0.5 * k for k in range(50))},
+        control_values={"psnr": tuple(6 + 0.1 * k for k in range(50))},
+        exhibits=(best, replace(best, score=22.0), replace(best, score=12.5)),
+    )
+
+
+def membership(found: float = 0.8, **changes: Any) -> AttackResult:
+    """An attack on membership; of a hundred non-members each value is a hundredth."""
+    usual = attack(
+        "update_membership",
+        {
+            "auc": ("share", found, 0.5, 0.5),
+            "tpr_at_fpr_1e-2": ("share", 0.26, 0.02, 0.01),
+        },
+        ThreatModel("D", "updates", "membership"),
+    )
+    values = {"auc": tuple(1 - round((k / 50) ** 3, 2) for k in range(50))}
+    control = {"auc": tuple(round(1 - k / 50, 2) for k in range(50))}
+    kept = {"values": values, "control_values": control}
+    return replace(usual, **{**kept, **changes})
 
 
 def misfit() -> AttackResult:
@@ -284,7 +356,7 @@ def open_audit() -> Audit:
         claim=None,
         dp_trials=(),
         attacks=(
-            span_text(),
+            reading(),
             attack(
                 "head_leak",
                 {
@@ -293,15 +365,8 @@ def open_audit() -> Audit:
                 },
                 ThreatModel("A", "update", "identify"),
             ),
-            attack(
-                "gradient_matching",
-                {
-                    "psnr": ("dB", 31.4, 8.1, 8.9),
-                    "ssim": ("", 0.93, 0.12, 0.2),
-                },
-                ThreatModel("C", "updates", "reconstruct"),
-                variant="a restart with the span as a constraint",
-            ),
+            looking(),
+            membership(),
             attack(
                 "exposure",
                 {"exposure": ("bits", 14.2, 1.1, 1.0)},

@@ -53,6 +53,8 @@ def test_the_keys_are_those_that_readers_rely_on() -> None:
     ("name", "record"),
     [
         ("attack", results.AttackResult),
+        ("slice", results.Slice),
+        ("exhibit", results.Exhibit),
         ("bound", results.BoundResult),
         ("trial", results.DpTrial),
         ("check", results.Check),
@@ -77,8 +79,10 @@ def test_the_schema_knows_every_field(name: str, record: type) -> None:
 def test_what_is_unbounded_or_unknown_is_still_json() -> None:
     odd = span_text()
     odd.metrics["token_top1"] = estimate(math.inf, math.nan, -math.inf)
+    odd.values["token_top1"] = (math.inf, math.nan)
     found = audit(attacks=(odd,))
     written = to_document(found, judge_policy(default_policy(), found))
+    assert written["attacks"][0]["values"]["token_top1"] == ["infinity", None]
     metric = written["attacks"][0]["metrics"]["token_top1"]
     assert (metric["value"], metric["ci_lo"], metric["ci_hi"]) == (
         "infinity",
@@ -86,6 +90,28 @@ def test_what_is_unbounded_or_unknown_is_still_json() -> None:
         "-infinity",
     )
     VALIDATOR.validate(json.loads(to_text(written)))
+
+
+def test_a_report_from_before_single_records_were_kept_still_opens() -> None:
+    old = document("open")
+    new = ("values", "control_values", "by_class", "exhibits")
+    for attack in (*old["attacks"], *old["surface"]):
+        for key in new:
+            attack.pop(key)
+    VALIDATOR.validate(old)
+    found = from_document(old)
+    assert found.attacks == tuple(each.in_short() for each in open_audit().attacks)
+
+
+def test_what_is_shown_of_the_run_itself_is_no_report() -> None:
+    shown = document("open")
+    first = shown["attacks"][0]
+    assert first["exhibits"]
+    first["column"] = "this-run"
+    with pytest.raises(ValidationError):
+        VALIDATOR.validate(shown)
+    with pytest.raises(ConfigError, match="exhibits of a replay alone"):
+        from_document(shown)
 
 
 def test_no_privacy_is_null() -> None:

@@ -1,6 +1,6 @@
 """An attack's outcome is judged beside its baseline and its prior-only control."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pytest
@@ -14,6 +14,7 @@ from fedpeft.attacks.attack import (
     Scores,
     Secret,
     Seen,
+    View,
 )
 from fedpeft.attacks.threats import ThreatModel
 from fedpeft.audit.judging import judge
@@ -44,6 +45,28 @@ class ReadTheUpdate(Attack[float]):
         self, observation: Observation, secret: Secret, rng: torch.Generator
     ) -> Scores:
         return self.score(0.0, secret)
+
+    def shown(self, guess: float, case: Case) -> tuple[View, View]:
+        return f"is {float(case.secret.examples.labels[0]):.0f}", f"says {guess:.0f}"
+
+
+@dataclass(frozen=True)
+class GuessEach(Attack[torch.Tensor]):
+    """A client's update is a guess at each of its records' labels; nothing to see."""
+
+    needs: ClassVar[ThreatModel] = ThreatModel("A", "update", "reconstruct")
+    metrics: ClassVar[dict[str, str]] = {"never": "share", "hit": "share"}
+
+    def run(self, observation: Observation, rng: torch.Generator) -> torch.Tensor:
+        return observation.seen[0].update["w"]
+
+    def score(self, guess: torch.Tensor, secret: Secret) -> Scores:
+        return {"hit": (guess == secret.examples.labels).double() / 3}
+
+    def baseline(
+        self, observation: Observation, secret: Secret, rng: torch.Generator
+    ) -> Scores:
+        return self.score(torch.tensor(0), secret)
 
 
 def a_case(label: int, says: float) -> Case:
@@ -106,3 +129,75 @@ def test_equal_seeds_give_equal_results() -> None:
     )
     assert first.metrics == second.metrics
     assert first.difference == second.difference
+
+
+def test_every_record_s_value_is_kept_beside_its_control_s() -> None:
+    cases = [a_case(label, says=label) for label in (0, 1, 2)]
+    result = judge("read", ReadTheUpdate(), cases, GRANTED, seed=0)
+    assert result.values == {"hit": (1, 1, 1), "closeness": (0, 0, 0)}
+    assert result.control_values == {"hit": (0, 0, 0), "closeness": (-1, -1, -2)}
+
+
+def test_values_are_one_a_record_with_four_decimals() -> None:
+    two = Secret(Encoded(2 * [torch.zeros(1)], torch.tensor([0, 1])))
+    cases = [
+        Case(Observation(KNOWLEDGE, (Seen(1, {}, {"w": torch.tensor(says)}),)), two)
+        for says in (0, 5)
+    ]
+    result = judge("each", GuessEach(), cases, GRANTED, seed=0)
+    assert result.values == {"hit": (0.3333, 0, 0, 0)}
+    assert result.control_values == {"hit": (0, 0, 0.3333, 0)}
+    assert result.exhibits == ()
+
+
+def test_the_best_the_middle_and_the_worst_read_are_shown() -> None:
+    cases = [a_case(label, says) for label, says in ((1, 9), (2, 2), (3, 3), (4, 9))]
+    result = judge("read", ReadTheUpdate(), cases, GRANTED, seed=0)
+    shown = [(each.truth, each.guess, each.control) for each in result.exhibits]
+    assert shown == [
+        ("is 2", "says 2", "says 3"),
+        ("is 1", "says 9", "says 2"),
+        ("is 4", "says 9", "says 9"),
+    ]
+    assert [each.score for each in result.exhibits] == [1, 0, 0]
+    pair = judge("read", ReadTheUpdate(), cases[:2], GRANTED, seed=0)
+    assert [each.truth for each in pair.exhibits] == ["is 2", "is 1"]
+
+
+def test_nothing_of_the_run_s_own_records_is_shown() -> None:
+    cases = [a_case(label, says=label) for label in range(3)]
+    replay, own = (
+        judge("read", ReadTheUpdate(), cases, GRANTED, seed=0, column=column)
+        for column in ("replay", "this-run")
+    )
+    assert own.exhibits == ()
+    assert own.values == replay.values
+    with pytest.raises(ValueError, match="exhibits of a replay alone"):
+        replace(own, exhibits=replay.exhibits)
+
+
+def test_victims_of_one_class_each_are_judged_by_class() -> None:
+    cases = [a_case(label % 2, says=1) for label in range(20)]
+    names = ("no", "yes", "never seen")
+    result = judge("read", ReadTheUpdate(), cases, GRANTED, seed=0, classes=names)
+    found = {name: (e.victims, e.found.value) for name, e in result.by_class.items()}
+    assert found == {"no": (10, 0), "yes": (10, 1)}
+    assert result.by_class["yes"].found.low == pytest.approx(0.025 ** (1 / 10))
+    assert result.by_class["no"].control.value == 0
+
+
+@pytest.mark.parametrize("names", [(), ("",), ("no", "yes")])
+def test_without_classes_or_with_mixed_victims_there_are_none(names) -> None:
+    mixed = Secret(Encoded(2 * [torch.zeros(1)], torch.tensor([0, 1])))
+    cases = [a_case(0, says=0), replace(a_case(1, says=1), secret=mixed)]
+    result = judge("read", ReadTheUpdate(), cases, GRANTED, seed=0, classes=names)
+    assert result.by_class == {}
+
+
+def test_a_misfit_has_nothing_of_any_record() -> None:
+    final_only = ThreatModel("D", "final-model", "reconstruct")
+    cases = [a_case(0, says=0), a_case(1, says=1)]
+    result = judge(
+        "read", ReadTheUpdate(), cases, final_only, seed=0, classes=("a", "b")
+    )
+    assert result == result.in_short()

@@ -8,12 +8,12 @@ from html import escape
 import pytest
 
 from fedpeft.attacks import ATTACKS
-from fedpeft.audit.drawing import canvas, to_svg
 from fedpeft.audit.findings import MOST, findings
-from fedpeft.audit.first_page import odds
 from fedpeft.audit.gates import judge_policy
-from fedpeft.audit.heat_maps import surface_pictures
-from fedpeft.audit.page import render
+from fedpeft.audit.page.drawing import canvas, to_svg
+from fedpeft.audit.page.first_page import odds
+from fedpeft.audit.page.heat_maps import surface_pictures
+from fedpeft.audit.page.render import render
 from fedpeft.audit.policy import default_policy
 from fedpeft.audit.results import Audit
 from fedpeft.audit.wording import attack_words, metric_unit, metric_words

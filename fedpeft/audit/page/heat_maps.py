@@ -7,7 +7,7 @@ from itertools import groupby
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from fedpeft.audit.drawing import INK, PAPER, UPPER, Picture, Table, canvas, to_svg
+from fedpeft.audit.page.drawing import INK, PAPER, UPPER, Picture, Table, canvas, to_svg
 from fedpeft.audit.reading import headline, is_above_control, setting_words, varied
 from fedpeft.audit.results import AttackResult
 from fedpeft.audit.wording import (

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from fedpeft.audit.drawing import (
+from fedpeft.audit.page.drawing import (
     INK,
     LINE,
     LOWER,

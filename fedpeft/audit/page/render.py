@@ -15,13 +15,16 @@ from markupsafe import Markup
 
 from fedpeft.attacks.threats import ADVERSARIES
 from fedpeft.audit import wording
-from fedpeft.audit.crosswalk import GLOSSARY, ROWS
-from fedpeft.audit.epsilon_figures import epsilon_picture, rounds_picture
-from fedpeft.audit.figures import attack_pictures
 from fedpeft.audit.findings import findings
-from fedpeft.audit.first_page import first_page
 from fedpeft.audit.gates import Verdict
-from fedpeft.audit.heat_maps import surface_pictures
+from fedpeft.audit.page.attack_figures import attack_pictures
+from fedpeft.audit.page.crosswalk import GLOSSARY, ROWS
+from fedpeft.audit.page.epsilon_figures import epsilon_picture, rounds_picture
+from fedpeft.audit.page.first_page import first_page
+from fedpeft.audit.page.gallery import marked, walls
+from fedpeft.audit.page.heat_maps import surface_pictures
+from fedpeft.audit.page.roc_figures import roc_pictures
+from fedpeft.audit.page.spread_figures import class_tables, spread_pictures
 from fedpeft.audit.results import COLUMNS, AttackResult, Audit
 
 _SHORT_TAGS = {"this-run": "This run", "replay": "Replay"}
@@ -30,7 +33,8 @@ _SHORT_TAGS = {"this-run": "This run", "replay": "Replay"}
 def render(audit: Audit, verdict: Verdict, *, document_hash: str, signed: bool) -> str:
     """Returns the page. All text of the audit's is escaped.
 
-    **Guarantees**: no script, no request, no record of any client: figures alone.
+    **Guarantees**: no script, no request. No record of the run's own clients: what is
+    to be seen of records are the exhibits of a replay, which are public.
 
     Args:
         audit: what was found.
@@ -47,6 +51,10 @@ def render(audit: Audit, verdict: Verdict, *, document_hash: str, signed: bool) 
         findings=findings(audit, verdict),
         epsilon=epsilon_picture(audit.claim, audit.dp_trials),
         attacks=attack_pictures(tried),
+        walls=walls(tried),
+        spreads=spread_pictures(tried),
+        classes=class_tables(tried),
+        curves=roc_pictures(tried, _non_members(audit)),
         misfits=[each for each in audit.attacks if each.misfit is not None],
         surface=surface_pictures(audit.surface),
         rounds=rounds_picture(audit.dp_trials),
@@ -59,6 +67,15 @@ def render(audit: Audit, verdict: Verdict, *, document_hash: str, signed: bool) 
         document_hash=document_hash,
         signed=signed,
     )
+
+
+def _non_members(audit: Audit) -> int | None:
+    """Returns of how many each client's members were told apart; None if not known."""
+    section = audit.config.get("audit")
+    asked = section.get("non_members") if isinstance(section, Mapping) else None
+    counts = [asked, audit.provenance.get("decoys")]
+    known = [count for count in counts if isinstance(count, int)]
+    return min(known) if isinstance(asked, int) else None
 
 
 def _threats(results: tuple[AttackResult, ...]) -> list[tuple[str, str, str, str]]:
@@ -125,13 +142,17 @@ def _moment(text: str) -> str:
 
 
 def _style() -> Markup:
-    text = files("fedpeft.audit").joinpath("templates", "style.css").read_text("utf-8")
+    text = (
+        files("fedpeft.audit.page")
+        .joinpath("templates", "style.css")
+        .read_text("utf-8")
+    )
     return Markup(text)
 
 
 _ENVIRONMENT = Environment(
     autoescape=True,
-    loader=PackageLoader("fedpeft.audit", "templates"),
+    loader=PackageLoader("fedpeft.audit.page", "templates"),
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
@@ -139,6 +160,7 @@ _ENVIRONMENT = Environment(
 _GLOBALS: dict[str, Any] = {
     "adversaries": ADVERSARIES,
     "facts": facts,
+    "marked": marked,
     "plain": wording.plain,
     "style": _style,
     "tags": _SHORT_TAGS,

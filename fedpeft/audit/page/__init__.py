@@ -1,0 +1,1 @@
+"""``report.html``: what an audit found, put into words, tables and pictures."""
