@@ -173,8 +173,9 @@ def _recorded(config: RunConfig) -> str:
     if not config.audit.record:
         return "nothing"
     return (
-        "every update that leaves this site, as it comes to the server, encrypted for "
-        f"the owner of the key {config.audit.auditor}"
+        "every answer of this site, as it comes to the server: the update, and what "
+        "stands in the ledger's head beside it; encrypted for the owner of the key "
+        f"{config.audit.auditor}"
     )
 
 

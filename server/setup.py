@@ -13,6 +13,7 @@ from fedpeft.data import Encoded, Examples, check_classes, load, split
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.features import KeptFeatures, feature_file, keep_features
 from fedpeft.interfaces import Aggregator, Compressor
+from fedpeft.keys import seal
 from fedpeft.model import TaskModel, build_model
 from fedpeft.privacy import (
     AdaptiveNorm,
@@ -91,10 +92,13 @@ def open_server(
 
     Raises:
         RunError: if the configuration has no run id.
-        ConfigError: if it does not say which classes the held-out file has.
+        ConfigError: if it does not say which classes the held-out file has, or names an
+            auditor's key that is none.
     """
     if config.run.id is None:
         raise RunError("Expected a resolved configuration with [run] id.")
+    if config.audit.record and config.audit.auditor is not None:
+        seal(b"", config.audit.auditor, "")  # a key that is none must cost no round
     judged_on = _held_out(config, runtime.held_out)
     model = build_model(config, len(judged_on.label_names))
     plan = make_plan(config)

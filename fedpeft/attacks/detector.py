@@ -7,8 +7,9 @@ the one that it builds itself from the run's configuration.
 **Guarantees**: none against an adversary who knows these checks and hides. They find
 what makes bins of an adapter (the same direction in every row, thresholds in order),
 and values beyond what the plan's rounds can have moved; whoever spreads both over many
-honest-looking rows is found by neither. Nor are bins found in a tensor of which a row
-starts at zero: honest training may give all of its rows one direction.
+honest-looking rows is found by neither. Rows are compared where a bias beside them can
+be their thresholds; virtual tokens and LoRA's factors, which have none, may all come to
+one direction in honest training. So may a matrix of which a row starts at zero.
 """
 
 from collections.abc import Iterator
@@ -79,7 +80,10 @@ def inspect(
     return [
         finding
         for name in state
-        for finding in _findings(name, state[name], start[name], server_round, most)
+        for finding in (
+            *_findings(name, state[name], start[name], server_round, most),
+            *_bins(name, state, start),
+        )
     ]
 
 
@@ -100,13 +104,20 @@ def _findings(
     elif most is not None and moved > most:
         detail = f"A value has moved by {moved:.2g}, the rounds can move it {most:.2g}."
         yield Finding(name, "too-far", detail)
-    share = _same_rows(tensor)
-    if share > _SHARE >= _same_rows(start) and start.any(1).all():
-        detail = f"{share:.0%} of the pairs of rows are one direction."
-        yield Finding(name, "same-rows", detail)
     if _is_ladder(tensor) and not _is_ladder(start):
         detail = f"{len(tensor)} values stand in order, as thresholds of bins do."
         yield Finding(name, "ladder", detail)
+
+
+def _bins(name: str, state: Tensors, start: Tensors) -> Iterator[Finding]:
+    """Looks for rows of one direction in a matrix that has thresholds."""
+    thresholds = f"{name.removesuffix('weight')}bias"
+    if not name.endswith("weight") or thresholds not in state:
+        return
+    share = _same_rows(state[name])
+    if share > _SHARE >= _same_rows(start[name]) and start[name].any(1).all():
+        detail = f"{share:.0%} of the pairs of rows are one direction."
+        yield Finding(name, "same-rows", detail)
 
 
 def reach(

@@ -9,6 +9,7 @@ import sys
 
 import click
 import typer
+import typer.core
 
 from fedpeft.cli import (
     assets,
@@ -27,6 +28,9 @@ from fedpeft.wording import printable
 
 _LONGEST = 1000
 """Letters of an error: it may quote what a server wrote."""
+
+# Else it escapes brackets in the help for rich, which does not write it.
+typer.core.HAS_RICH = False
 
 app = typer.Typer(
     help="Federated, private, parameter-efficient fine-tuning.",
@@ -73,7 +77,8 @@ def main() -> None:
     except FedpeftError as error:
         _fail(str(error), expected)
     except (click.exceptions.Abort, KeyboardInterrupt):
-        _fail("Interrupted. A run goes on with --resume.", 130)
+        hint = "" if sys.argv[1:2] == ["audit"] else " A run goes on with --resume."
+        _fail(f"Interrupted.{hint}", 130)
     except OSError as error:
         where = error.filename or "the operating system"
         _fail(f"{error.strerror or error}: {where}.", expected)

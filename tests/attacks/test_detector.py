@@ -46,44 +46,50 @@ def test_honest_states_of_every_round_raise_no_alarm(
 def _start() -> dict[str, torch.Tensor]:
     rng = torch.Generator().manual_seed(0)
     return {
-        "down": torch.randn(12, 32, generator=rng),
-        "bias": torch.randn(12, generator=rng),
+        "down.weight": torch.randn(12, 32, generator=rng),
+        "down.bias": torch.randn(12, generator=rng),
     }
 
 
 def _kinds(**changed: torch.Tensor) -> set[str]:
+    """Names what is found where the adapter's `weight` or `bias` is another."""
     start = _start()
-    return {f.kind for f in inspect({**start, **changed}, start, ADAMW, 2)}
+    state = {**start, **{f"down.{name}": value for name, value in changed.items()}}
+    return {f.kind for f in inspect(state, start, ADAMW, 2)}
 
 
 def test_each_kind_of_finding() -> None:
     start = _start()
     assert _kinds() == set()
     assert _kinds(bias=torch.full((12,), torch.nan)) == {"not-finite"}
-    assert _kinds(down=start["down"] + 100) >= {"too-far"}
-    assert _kinds(down=start["down"][:1].repeat(12, 1)) >= {"same-rows"}
-    assert _kinds(bias=start["bias"].sort().values) >= {"ladder"}
+    assert _kinds(weight=start["down.weight"] + 100) >= {"too-far"}
+    assert _kinds(weight=start["down.weight"][:1].repeat(12, 1)) >= {"same-rows"}
+    assert _kinds(bias=start["down.bias"].sort().values) >= {"ladder"}
 
 
 def test_scaled_and_mirrored_rows_are_the_same_direction() -> None:
     scales = torch.tensor([1.0, -2.0, 3.0, -0.5]).repeat(3)[:, None]
-    assert "same-rows" in _kinds(down=scales * _start()["down"][:1])
+    assert "same-rows" in _kinds(weight=scales * _start()["down.weight"][:1])
 
 
 def test_rows_that_start_at_zero_may_get_one_direction_in_honest_training() -> None:
-    start = {"pool_shift": torch.zeros(8, 384)}
+    start = {"down.weight": torch.zeros(8, 384), "down.bias": torch.zeros(8)}
     row = torch.randn(384, generator=torch.Generator().manual_seed(1))
-    moved = {"pool_shift": 0.001 * torch.arange(1.0, 9)[:, None] * row}
-    assert inspect(moved, start, ADAMW, 2) == []
-    start["pool_shift"][:7] = torch.eye(7, 384)
+    moved = {**start, "down.weight": 0.001 * torch.arange(1.0, 9)[:, None] * row}
     assert inspect(moved, start, small_config(), 2) == []
-    start["pool_shift"][7, 7] = 1.0
+    start["down.weight"] = torch.eye(8, 384)
     assert [f.kind for f in inspect(moved, start, small_config(), 2)] == ["same-rows"]
+
+
+def test_virtual_tokens_have_no_thresholds_and_may_all_come_to_one_direction() -> None:
+    start = {"layer.5.prompt.tokens": 0.02 * torch.eye(8, 384)}
+    moved = {"layer.5.prompt.tokens": start["layer.5.prompt.tokens"] + 1.0}
+    assert inspect(moved, start, small_config(), 2) == []
 
 
 def test_the_first_round_starts_where_everybody_does() -> None:
     start = _start()
-    moved = {**start, "bias": start["bias"] + 1e-6}
+    moved = {**start, "down.bias": start["down.bias"] + 1e-6}
     assert [f.kind for f in inspect(moved, start, ADAMW, 1)] == ["not-the-start"]
     assert inspect(moved, start, ADAMW, 2) == []
 

@@ -114,7 +114,7 @@ def test_the_terms_say_what_is_promised_and_what_leaves() -> None:
 def test_the_terms_say_who_will_read_what_is_recorded() -> None:
     key = 64 * "a"
     rows = dict(terms(_proposal("audit.record=true", f"audit.auditor='{key}'")))
-    assert rows["kept for an auditor"].startswith("every update that leaves this site")
+    assert rows["kept for an auditor"].startswith("every answer of this site")
     assert rows["kept for an auditor"].endswith(key)
 
 

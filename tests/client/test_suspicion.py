@@ -17,7 +17,8 @@ from tests.helpers import small_config
 @pytest.fixture(scope="module")
 def site(small_reviews: Path) -> Site:
     open_site.cache_clear()
-    return open_site(small_config(small_reviews, "peft.rank=4").to_toml())
+    peft = "peft={name='bottleneck', width=4}"
+    return open_site(small_config(small_reviews, peft).to_toml())
 
 
 def _request(site: Site, state: Tensors, server_round: int = 1) -> TrainRequest:
@@ -34,7 +35,7 @@ def _request(site: Site, state: Tensors, server_round: int = 1) -> TrainRequest:
 def test_rows_of_one_direction_are_refused_and_cost_nothing(
     site: Site, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    name = next(name for name in site.start if "lora_A" in name)
+    name = next(name for name in site.start if name.endswith("down.weight"))
     bins = site.start[name][:1] * torch.arange(1, 5)[:, None]
     reply = answer(site, 0, tmp_path, _request(site, {**site.start, name: bins}))
     assert (reply.code, reply.payload) == ("state-refused", b"")
@@ -53,7 +54,7 @@ def test_a_head_that_saw_one_class_is_not_suspected(site: Site) -> None:
 
 
 def test_the_refusal_depends_on_no_record(site: Site) -> None:
-    name = next(name for name in site.start if "lora_A" in name)
+    name = next(name for name in site.start if name.endswith("down.weight"))
     request = _request(site, {**site.start, name: torch.ones_like(site.start[name])})
     empty = Site(**{**vars(site), "holdings": ()})
     assert suspicion(empty, request) == suspicion(site, request)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fedpeft.config import RunConfig
-from fedpeft.errors import DataError
+from fedpeft.errors import ConfigError, DataError
 from server.runtime import Runtime
 from server.setup import open_server
 from tests.helpers import small_config
@@ -37,3 +37,12 @@ def test_a_servers_own_file_needs_two_classes(
     path = _public(tmp_path, "fresh", "fresh")
     with pytest.raises(DataError, match="two classes, all 2 are 'fresh'"):
         _open(small_config(small_reviews), path, tmp_path)
+
+
+def test_an_auditors_key_that_is_none_is_found_before_any_round(
+    small_reviews: Path, tmp_path: Path
+) -> None:
+    record = ("audit.record=true", f"audit.auditor='{64 * '0'}'")
+    path = _public(tmp_path, "fresh", "rotten")
+    with pytest.raises(ConfigError, match="auditor: expected a public key"):
+        _open(small_config(small_reviews, *record), path, tmp_path)
