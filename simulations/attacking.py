@@ -79,6 +79,8 @@ def _run_attack(
             facts = {"clients refuse the state": is_suspected(stage, crafted)}
     form = release_form(stage.config)
     threat = replace(needs, access=access, release=form)
+    if threat.adversary in "AB" and stage.config.training.optimizer == "adamw":
+        threat = replace(threat, adversary="C")  # it reckons with rate and steps
     seed = stage.config.run.seed
     result = judge(
         name,

@@ -4,26 +4,29 @@ The two columns of evidence meet here and nowhere before: what a run's files say
 what happens to victims with public data under the same configuration and code.
 """
 
+import contextlib
 import datetime
 import os
 import platform
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from cryptography.hazmat.primitives.asymmetric import x25519
-from safetensors.torch import load_file
 
 from client.holding import read_records as read_dealt
 from fedpeft.attacks import ATTACKS
+from fedpeft.attacks.attack import Case
 from fedpeft.attacks.rank_budget import rank_budget
+from fedpeft.audit.document import without_folders
 from fedpeft.audit.evidence import (
     check_records,
     claim_of,
     federation_of,
+    read_released,
     read_run,
     release_of,
     system_of,
@@ -34,65 +37,66 @@ from fedpeft.audit.results import AttackResult, Audit, Check, DpTrial
 from fedpeft.audit.trials import LIMITATIONS, mislabelled
 from fedpeft.config import RunConfig
 from fedpeft.data import Encoded
-from fedpeft.errors import ConfigError
+from fedpeft.errors import ConfigError, FedpeftError, RunError
+from fedpeft.model import shared_state
 from fedpeft.privacy import data_sources
+from server.checkpoint import load_checkpoint
 from simulations.attacking import Say, attacks_of, run_attacks
 from simulations.canaries import examine
-from simulations.observing import (
-    Stage,
-    cases_of,
-    observe,
-    set_stage,
-)
-
-_PUBLIC = {
-    "text-classification": "rotten-tomatoes",
-    "image-classification": "fashion-mnist",
-    "causal-lm": "review-writing",
-}
-"""What stands in for data that the auditor must not see, by task."""
+from simulations.observing import Stage, cases_of, observe, set_stage
+from simulations.replaying import public, replay_limits, with_settings
 
 _FEWEST_CANARIES = 8
 
 
 def audit_run(
-    output: Path, *, key: x25519.X25519PrivateKey | None = None, say: Say = print
+    output: Path,
+    *,
+    key: x25519.X25519PrivateKey | None = None,
+    ledgers: Path | None = None,
+    overrides: Sequence[str] = (),
+    say: Say = print,
 ) -> Audit:
     """Audits a finished run: its records, and a replay of it on public data.
 
     Args:
         output: the run directory.
         key: opens what it recorded; None leaves that closed, and says so.
+        ledgers: of a deployed run, as its clients handed them over: of each client
+            ``STATE/ledger/SOURCE.jsonl`` and ``STATE/heads/SOURCE.json`` in folders of
+            these names, under a name of its own. None takes those of a simulation.
+        overrides: the auditor's ``audit.key=value``, in place of the run's own.
         say: is told what is being done.
 
     Raises:
         RunError: if it is no finished run.
+        ConfigError: for an override that is none, or a run that cannot be replayed.
         DataError: if `key` is given and what was recorded does not open.
     """
     started = time.perf_counter()
     config, result = read_run(output)
+    config = with_settings(config, overrides)
     attacks_of(config)
     stage = set_stage(public(config))
     state = Path(config.run.state) if config.run.state else output
     say("reading this run's records")
-    checks = check_records(config, result, stage.model.fingerprint, state)
+    told = None if ledgers is None else _told(output, result)
+    fingerprint, held = stage.model.fingerprint, ledgers or state
+    checks = check_records(config, result, fingerprint, held, told)
     attacks, limits = _recorded(config, stage, output, state, key, say)
     say("replaying the run on public data")
     with tempfile.TemporaryDirectory() as folder:
-        rounds = config.audit.rounds
-        cases = observe(stage.config, Path(folder) / "run", rounds)
-    attacks += run_attacks(stage, cases, "replay", say)
-    say("trying to refute the claimed epsilon")
-    trials, more = _examine(config, stage)
+        cases = observe(stage.config, Path(folder) / "run", config.audit.rounds)
     return _audit(
         config,
         stage,
-        checks=[*checks, *more],
+        cases,
+        checks=checks,
         attacks=attacks,
-        trials=trials,
         spent=_vouched(checks, result),
-        limitations=[*limits, *_replay_limits(config, stage.config)],
-        seconds=time.perf_counter() - started,
+        limitations=[*limits, *replay_limits(config, stage.config)],
+        started=started,
+        say=say,
     )
 
 
@@ -101,8 +105,13 @@ def audit_scenario(config: RunConfig, output: Path, *, say: Say = print) -> Audi
 
     Args:
         config: of the scenario.
-        output: new or empty; the run comes to lie in ``output / "run"``.
+        output: the run comes to lie in ``output / "run"``. If that holds one of this
+            configuration already, another is run elsewhere and thrown away.
         say: is told what is being done.
+
+    Raises:
+        ConfigError: if the data are not public.
+        RunError: if `output` holds a run of another configuration.
     """
     started = time.perf_counter()
     if config.data.name is None:
@@ -111,47 +120,39 @@ def audit_scenario(config: RunConfig, output: Path, *, say: Say = print) -> Audi
             "a file; run the scenario, then audit its run directory."
         )
     attacks_of(config)
-    stage = set_stage(config)
-    say("running the scenario, recorded")
-    cases = observe(config, output / "run")
-    config, result = read_run(output / "run")
-    folder = output / "run"
-    checks = check_records(config, result, stage.model.fingerprint, folder)
-    attacks = run_attacks(stage, cases, "replay", say)
-    say("trying to refute the claimed epsilon")
-    trials, more = _examine(config, stage)
+    with _place(config, output / "run") as folder:
+        stage = set_stage(config)
+        say("running the scenario, recorded")
+        cases = observe(config, folder)
+        config, result = read_run(folder)
+        checks = check_records(config, result, stage.model.fingerprint, folder)
     return _audit(
         config,
         stage,
-        checks=[*checks, *more],
-        attacks=attacks,
-        trials=trials,
+        cases,
+        checks=checks,
+        attacks=[],
         spent=_vouched(checks, result),
         limitations=[],
-        seconds=time.perf_counter() - started,
+        started=started,
+        say=say,
     )
 
 
-def public(config: RunConfig) -> RunConfig:
-    """Returns the configuration on public data: its own if they are, else a stand-in.
-
-    Plan, method, training and compression stay as they are.
-    """
-    if config.data.name is not None:
-        return config
-    named = {
-        "name": _PUBLIC[config.model.task],
-        "path": None,
-        "labels": None,
-        "person": None,
-        "group": None,
-        "completion": None,
-    }
-    data = config.data.model_copy(update=named)
-    # A partition by group would need the groups of the private data.
-    dealt = {"name": "iid", "num_clients": config.partition.num_clients}
-    partition = type(config.partition).model_validate(dealt)
-    return config.model_copy(update={"data": data, "partition": partition})
+@contextlib.contextmanager
+def _place(config: RunConfig, wanted: Path) -> Iterator[Path]:
+    """Yields where a scenario is run: elsewhere for a while if it was run here."""
+    kept = wanted / "config.toml"
+    if not kept.exists():
+        yield wanted
+        return
+    if RunConfig.from_file(kept).hash != config.hash:
+        raise RunError(
+            f"Expected a new directory, or one of this configuration, {wanted} is a "
+            "run of another: choose another output directory."
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder) / "run"
 
 
 def _recorded(
@@ -173,7 +174,7 @@ def _recorded(
             "What this run kept opens, and was not attacked: without the clients' data "
             "nobody can say whether a guess is right."
         ]
-    final = load_file(output / "model" / "adapter.safetensors")
+    final = read_released(output, shared_state(stage.model))
     say("attacking what this run kept")
     attacks = run_attacks(stage, cases_of(stage, records, final), "this-run", say)
     return attacks, _unread(config, stage, records)
@@ -197,6 +198,20 @@ def _unread(config: RunConfig, stage: Stage, records: Records) -> list[str]:
     return [f"{lost} answers that this run kept are no updates."] if lost else []
 
 
+def _told(output: Path, result: dict[str, Any]) -> list[tuple[int, str]]:
+    """Returns the head of each client's ledger, as the server last heard of it."""
+    folder = output / "checkpoint"
+    try:
+        told = load_checkpoint(folder, result["config_hash"]).acknowledged.values()
+        return [(int(length), str(head)) for length, head in told]
+    except FedpeftError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise RunError(
+            f"Expected a checkpoint in {folder}, got one that no server writes."
+        ) from None
+
+
 def _vouched(checks: Sequence[Check], result: dict[str, Any]) -> float | None:
     """Returns the spent epsilon that a result states, if ledgers are there to say so.
 
@@ -206,21 +221,6 @@ def _vouched(checks: Sequence[Check], result: dict[str, Any]) -> float | None:
         return None
     stated: float = result["privacy"]["spent_epsilon"]
     return stated
-
-
-def _replay_limits(config: RunConfig, replayed: RunConfig) -> list[str]:
-    limits = []
-    if config.audit.rounds < config.run.rounds:
-        limits.append(
-            f"The replay stopped after {config.audit.rounds} of {config.run.rounds} "
-            "rounds; an adversary who sees more of them learns more."
-        )
-    if replayed is not config:
-        limits.append(
-            f"The replay's data are {replayed.data.name}, which stand in for the run's "
-            "own; other data may leak more or less."
-        )
-    return limits
 
 
 def _examine(config: RunConfig, stage: Stage) -> tuple[list[DpTrial], list[Check]]:
@@ -242,24 +242,31 @@ def _sample_canaries(stage: Stage) -> Encoded | None:
 def _audit(
     config: RunConfig,
     stage: Stage,
+    cases: Sequence[Case],
     *,
     checks: list[Check],
     attacks: list[AttackResult],
-    trials: list[DpTrial],
     spent: float | None,
     limitations: list[str],
-    seconds: float,
+    started: float,
+    say: Say,
 ) -> Audit:
+    """Attacks what was replayed and the claim, and puts all of it together."""
+    attacks = [*attacks, *run_attacks(stage, cases, "replay", say)]
+    say("trying to refute the claimed epsilon")
+    trials, more = _examine(config, stage)
+    sections = without_folders(config)
+    backbone = sections["model"]["backbone"]
     return Audit(
         run=config.run.id or "",
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        config=config.model_dump(mode="json"),
+        config=sections,
         config_hash=config.hash,
-        system=system_of(config, stage.model),
+        system={**system_of(config, stage.model), "backbone": backbone},
         federation=federation_of(config),
         release=release_of(config),
         claim=claim_of(config, spent),
-        checks=tuple(checks),
+        checks=(*checks, *more),
         attacks=tuple(attacks),
         dp_trials=tuple(trials),
         rank_budget=tuple(rank_budget(stage.model, config)),
@@ -274,7 +281,7 @@ def _audit(
             f"{'CUDA' if torch.cuda.is_available() else 'no GPU'}",
             "seed": config.run.seed,
             "decoys": len(stage.decoys),
-            "seconds": round(seconds, 1),
+            "seconds": round(time.perf_counter() - started, 1),
         },
     )
 

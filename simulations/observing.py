@@ -158,19 +158,26 @@ def _cases(
 def with_candidates(cases: Sequence[Case], *, members: int) -> list[Case]:
     """Asks of each client's own records and of public ones whether they took part.
 
+    The public ones are drawn for each client anew: what is said of one client must not
+    hang on what is said of another, or intervals over clients come out too narrow.
+
     Args:
         cases: with decoys, of which ``[audit] non_members`` are asked about.
         members: of each client, at most.
     """
-    return [_with_candidates(case, members) for case in cases]
+    return [
+        _with_candidates(case, members, victim) for victim, case in enumerate(cases)
+    ]
 
 
-def _with_candidates(case: Case, members: int) -> Case:
+def _with_candidates(case: Case, members: int, victim: int) -> Case:
     secret, observation = case.secret, case.observation
     assert secret.decoys is not None
-    strangers = observation.knowledge.config.audit.non_members
+    config = observation.knowledge.config
     own = secret.examples.subset(range(min(members, len(secret.examples))))
-    others = secret.decoys.subset(range(min(strangers, len(secret.decoys))))
+    rng = generator(config.run.seed, "non-members", victim)
+    drawn = torch.randperm(len(secret.decoys), generator=rng)
+    others = secret.decoys.subset(drawn[: config.audit.non_members].tolist())
     is_member = torch.arange(len(own) + len(others)) < len(own)
     return Case(
         replace(observation, candidates=own.joined(others)),

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,12 @@ from fedpeft.audit.recording import Recorder, read_records
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError, DataError, RunError
 from fedpeft.model import build_model
+from fedpeft.privacy import make_plan
 from simulations.attacking import attacks_of, run_attacks
-from simulations.audit import audit_run, public
+from simulations.audit import audit_run, audit_scenario
 from simulations.engine import simulate
-from simulations.observing import cases_of, observe, set_stage
+from simulations.observing import cases_of, observe, set_stage, with_candidates
+from simulations.replaying import public, with_settings
 from tests.helpers import small_config
 
 NAMED = """
@@ -118,6 +121,19 @@ def test_a_victims_case_holds_its_own_records(
         assert len(case.observation.others) == 2
 
 
+def test_who_reckons_with_adamws_steps_knows_how_clients_train(
+    recorded: Path, office: tuple[Path, str]
+) -> None:
+    config = RunConfig.from_file(recorded / "config.toml")
+    records = read_records(recorded, config.run.id, keys.read_auditor(office[0]))
+    stage = set_stage(config)
+    cases = cases_of(stage, records, None)
+    adamw = RunConfig.from_toml(config.to_toml(), ["training.optimizer=adamw"])
+    for each, letter in ((stage, "A"), (replace(stage, config=adamw), "C")):
+        results = run_attacks(each, cases, "replay", print)
+        assert {result.threat.adversary for result in results} == {letter}
+
+
 def test_the_two_columns_are_kept_apart(
     recorded: Path, office: tuple[Path, str]
 ) -> None:
@@ -144,6 +160,22 @@ def test_without_the_key_what_was_recorded_stays_closed(recorded: Path) -> None:
     audit = audit_run(recorded, say=lambda text: None)
     assert {result.column for result in audit.attacks} == {"replay"}
     assert any("no auditor's key" in limit for limit in audit.limitations)
+
+
+def test_ledgers_that_clients_hand_over_vouch_for_a_run(
+    recorded: Path, tmp_path: Path
+) -> None:
+    output, folder = tmp_path / "run", tmp_path / "handed over"
+    shutil.copytree(recorded, output)
+    shutil.rmtree(output / "outbox")
+    for part in ("ledger", "heads"):
+        shutil.move(output / part, folder / part)
+    brief = ("audit.attacks=['rank_budget']", "audit.dp_seconds=1", "audit.rounds=1")
+    audit = audit_run(output, ledgers=folder, overrides=brief, say=lambda text: None)
+    found = {check.check: check.status for check in audit.checks}
+    assert found["ledgers that the server was told of"] == "ok"
+    assert found["every answer is charged"] == "ok"
+    assert [name for name, status in found.items() if status != "ok"] == ["noise"]
 
 
 def _failed(output: Path) -> dict[str, bool]:
@@ -315,6 +347,112 @@ def test_private_data_have_a_public_stand_in(small_reviews: Path) -> None:
     assert replayed.training == config.training
     named = RunConfig.from_toml(NAMED)
     assert public(named) is named
+
+
+PERSONS = (
+    "privacy.unit='person'",
+    "data.person='film'",
+    "data.nominal_persons=5",
+    "data.multi_label=true",
+    "training.batch_size=5",
+    "run.rounds=1",
+    "partition.name='iid'",
+)
+QUICK = (
+    "audit.attacks=['rank_budget']",
+    "audit.dp_seconds=1",
+    "audit.sample_canaries=0",
+    "audit.decoys=20",
+)
+
+
+def test_persons_of_a_stand_in_have_one_record_each(small_reviews: Path) -> None:
+    config = small_config(small_reviews, *PERSONS)
+    replayed = public(config)
+    assert replayed.privacy.unit == "example"
+    assert replayed.data.nominal_examples == 5
+    assert not replayed.data.multi_label
+    own, other = make_plan(config), make_plan(replayed)
+    assert own is not None
+    assert other is not None
+    assert own.noise_multiplier == other.noise_multiplier
+    assert own.planned_epsilon == other.planned_epsilon
+
+
+def test_what_cannot_be_replayed_is_one_line(small_reviews: Path) -> None:
+    config = small_config(small_reviews, "data.nominal_examples=4611686018427387904")
+    with pytest.raises(ConfigError, match=r"^No replay on public data: .*64 bits"):
+        public(config)
+
+
+def test_a_run_by_person_with_several_labels_of_its_own_file_is_audited(
+    small_reviews: Path, tmp_path: Path
+) -> None:
+    simulate(small_config(small_reviews, *PERSONS), tmp_path / "run")
+    audit = audit_run(tmp_path / "run", overrides=QUICK, say=lambda text: None)
+    (result,) = audit.attacks
+    assert (result.attack, result.column) == ("rank_budget", "replay")
+    assert result.victims == 2
+    assert audit.claim is not None
+    assert audit.claim.unit == "person"
+    assert any("each person of the stand-in" in limit for limit in audit.limitations)
+    assert audit.config["data"]["path"] == "reviews.csv"
+    assert audit.config["audit"]["attacks"] == [{"name": "rank_budget"}]
+    assert str(tmp_path) not in repr(audit)
+    assert audit.config_hash == read_run(tmp_path / "run")[0].hash
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "run.rounds=1",
+        "audit.record=true",
+        "audit.auditor='0'",
+        "audit={victims=2}",
+        "audit",
+        "auditor.x=1",
+    ],
+)
+def test_an_auditor_changes_nothing_of_the_run(override: str) -> None:
+    config = RunConfig.from_toml(NAMED)
+    with pytest.raises(ConfigError, match=r"^--set: expected audit.KEY=VALUE"):
+        with_settings(config, [override])
+    changed = with_settings(config, ["audit.victims=7", "audit.attacks=['exposure']"])
+    assert changed.audit.victims == 7
+    assert changed.hash == config.hash
+    with pytest.raises(ConfigError, match="did you mean 'victims'"):
+        with_settings(config, ["audit.victms=7"])
+
+
+def test_a_scenario_is_audited_again_where_it_was(recorded: Path, office) -> None:
+    recording = ["audit.record=true", f"audit.auditor='{office[1]}'", *QUICK]
+    config = RunConfig.from_toml(NAMED, recording)
+    files = {p: p.read_bytes() for p in recorded.rglob("*") if p.is_file()}
+    audit = audit_scenario(config, recorded.parent, say=lambda text: None)
+    assert [result.column for result in audit.attacks] == ["replay"]
+    assert files == {p: p.read_bytes() for p in recorded.rglob("*") if p.is_file()}
+    other = RunConfig.from_toml(NAMED, [*recording, "run.seed=1"])
+    with pytest.raises(RunError, match="run of another: choose another output"):
+        audit_scenario(other, recorded.parent, say=lambda text: None)
+
+
+def test_every_victim_has_non_members_of_its_own(
+    recorded: Path, office: tuple[Path, str]
+) -> None:
+    config = RunConfig.from_file(recorded / "config.toml")
+    records = read_records(recorded, config.run.id, keys.read_auditor(office[0]))
+    cases = cases_of(set_stage(config), records, None)
+
+    def asked() -> list[list[list[int]]]:
+        found = [
+            case.observation.candidates for case in with_candidates(cases, members=8)
+        ]
+        return [[t.tolist() for t in each.inputs[8:]] for each in found]
+
+    first, second, _ = asked()
+    assert len(first) == len(second) == 10
+    assert first != second
+    assert asked() == [first, second, _]
 
 
 def test_an_unfinished_run_is_no_run_to_audit(tmp_path: Path) -> None:

@@ -86,7 +86,10 @@ def test_a_bare_audit_shows_its_help_and_is_an_error(fedpeft) -> None:
         (["--scenario", "no_such", "--output", "x"], "got 'no_such'"),
         (["some", "--scenario", "audit_text"], "got both"),
         (["--output", "x"], "got none"),
-        (["nowhere", "--set", "run.rounds=2"], "--set: expected --scenario"),
+        (
+            ["--scenario", "audit_text", "--output", "x", "--ledgers", "y"],
+            "--ledgers, --auditor-key: expected a run",
+        ),
         (["nowhere", "--policy", "none.toml"], "Cannot read the policy none.toml"),
         (["nowhere", "--key", "none.key"], "Cannot read none.key"),
         (["nowhere", "--auditor-key", "none.key"], "Cannot read none.key"),

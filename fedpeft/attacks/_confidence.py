@@ -18,7 +18,7 @@ _BATCH = 64
 _KEPT: WeakKeyDictionary[nn.Module, dict[tuple[str, bytes], torch.Tensor]] = (
     WeakKeyDictionary()
 )
-"""What was judged already, by state and record: victims share most candidates."""
+"""What was judged already, by state and record: victims share many candidates."""
 
 
 def judged(model: TaskModel, state: Tensors, examples: Encoded) -> torch.Tensor:

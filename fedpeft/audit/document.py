@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Mapping
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -18,6 +19,7 @@ from fedpeft.audit.findings import findings
 from fedpeft.audit.gates import Verdict
 from fedpeft.audit.results import AttackResult, Audit, Estimate
 from fedpeft.audit.wording import threat_words
+from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError
 
 SCHEMA_VERSION = 1
@@ -29,6 +31,7 @@ _NAMES: dict[type, dict[str, str]] = {
 }
 """What a field is called in the document, where that is another name."""
 
+_PATHS = (("data", "path"), ("run", "state"))
 _RUN = ("created", "config", "config_hash")
 _ESTIMATES = ("metrics", "baseline", "prior_only", "difference")
 _VALUES = ("values", "control_values")
@@ -63,6 +66,21 @@ def to_document(audit: Audit, verdict: Verdict) -> dict[str, Any]:
         "outcome": {"name": verdict.outcome, "exit_code": verdict.exit_code},
         "findings": [_encode(each) for each in findings(audit, verdict)],
     }
+
+
+def without_folders(config: RunConfig) -> dict[str, Any]:
+    """Returns all sections; of files and folders the name alone.
+
+    Where somebody keeps their data is nobody else's business.
+    """
+    sections: dict[str, Any] = config.model_dump(mode="json")
+    for section, key in _PATHS:
+        if sections[section][key] is not None:
+            sections[section][key] = Path(sections[section][key]).name
+    backbone = sections["model"]["backbone"]
+    if Path(backbone).expanduser().is_absolute():  # else an asset, or of the hub
+        sections["model"]["backbone"] = Path(backbone).name
+    return sections
 
 
 def to_text(document: Mapping[str, Any]) -> str:

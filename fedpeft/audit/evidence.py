@@ -2,56 +2,56 @@
 
 import json
 import platform
-import shutil
-import tempfile
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, FiniteFloat, ValidationError
-
-from fedpeft.audit.results import Check, Claim
-from fedpeft.audit.trials import ledger_as_it_stands
-from fedpeft.config import RunConfig
-from fedpeft.errors import LedgerError, RunError
-from fedpeft.model import TaskModel
-from fedpeft.privacy import (
-    SEEDED,
-    Plan,
-    data_sources,
-    epsilon,
-    make_plan,
-    reconstruction_bound,
-    verify,
+from pydantic import (
+    BaseModel,
+    FiniteFloat,
+    NonNegativeInt,
+    TypeAdapter,
+    ValidationError,
 )
-from fedpeft.privacy.ledger import Entry
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from fedpeft.audit.ledgers import Head, check_ledgers
+from fedpeft.audit.results import Check, Claim
+from fedpeft.audit.weakening import compare
+from fedpeft.config import RunConfig
+from fedpeft.errors import RunError
+from fedpeft.model import TaskModel
+from fedpeft.privacy import Plan, make_plan, reconstruction_bound
+from fedpeft.tensors import Tensors
 from fedpeft.wording import one_line
 
 CANDIDATES = (2, 10, 100, 1000)
 """Of how many records an adversary must pick the right one, for the claim's words."""
 
-_PARTS = ("ledger", "heads", "outbox")
-"""Of a client's state: what its ledger is verified by."""
-
 _VERSIONS = ("fedpeft", "torch", "transformers", "peft", "dp-accounting")
 
 
-class _Round(BaseModel):
-    replies: int | None
+class _Round(BaseModel, strict=True):
+    round: int
+    replies: NonNegativeInt | None
 
 
-class _Privacy(BaseModel):
+class _Privacy(BaseModel, strict=True):
     unit: str
-    planned_epsilon: FiniteFloat | None = None
-    spent_epsilon: FiniteFloat | None = None
 
 
-class _Result(BaseModel):
+class _Spent(BaseModel, strict=True):
+    planned_epsilon: FiniteFloat
+    spent_epsilon: FiniteFloat
+
+
+class _Result(BaseModel, strict=True):
     """What is read of a ``result.json``; there may be more."""
 
+    run: str
     config_hash: str
     rounds: list[_Round]
     privacy: _Privacy
@@ -60,26 +60,66 @@ class _Result(BaseModel):
 def read_run(output: Path) -> tuple[RunConfig, dict[str, Any]]:
     """Returns a finished run's configuration and its ``result.json``.
 
+    **Guarantees**: of the latter, all that an audit reads is there and of its type.
+
     Raises:
-        RunError: if there is no run, or it has not ended.
+        RunError: if there is no run, it has not ended, or what it wrote is of another
+            shape.
     """
-    config, result = output / "config.toml", output / "result.json"
-    if not config.exists():
+    path, file = output / "config.toml", output / "result.json"
+    if not path.is_file():
         raise RunError(f"Expected a run directory, found no config.toml in {output}.")
-    if not result.exists():
+    if not file.is_file():
         raise RunError(
             f"Expected a finished run, found no result.json in {output}: go on with it "
             "first (`simulate` with --resume)."
         )
+    config = RunConfig.from_file(path)
     try:
-        content = json.loads(result.read_bytes())
-        _Result.model_validate(content)
-    except ValidationError as error:
-        raise RunError(f"{result}: {one_line(error, _Result)}") from None
+        content = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0]
-        raise RunError(f"Expected JSON in {result}: {reason}.") from None
-    return RunConfig.from_file(config), dict(content)
+        raise RunError(f"Expected JSON in {file}: {reason}.") from None
+    _check(_Result, content, file)
+    if config.is_private:
+        _check(_Spent, content["privacy"], file, "privacy")
+        _check(Plan, content["privacy"], file, "privacy")
+    return config, dict(content)
+
+
+def _check(kind: Any, content: object, file: Path, section: str = "") -> None:
+    """Refuses content of another shape, its numbers as text among it."""
+    try:
+        TypeAdapter(kind).validate_json(json.dumps(content), strict=True)
+    except ValidationError as error:
+        line = one_line(error, kind, section)
+        raise RunError(f"{file}: {line}") from None
+
+
+def read_released(output: Path, like: Tensors) -> Tensors:
+    """Returns the trainable state of the model that a run released.
+
+    Args:
+        output: the run directory.
+        like: names and shapes, as the run's own model has them.
+
+    Raises:
+        RunError: if the file is none, or of another model.
+    """
+    path = output / "model" / "adapter.safetensors"
+    try:
+        found = load_file(path) if path.is_file() else {}
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"Expected a model in {path}: {error}.") from None
+    for name, tensor in like.items():
+        if name not in found or found[name].shape != tensor.shape:
+            raise RunError(
+                f"Expected {name} of shape {tuple(tensor.shape)} in {path}, found none "
+                "such: it is no model, or another configuration's."
+            )
+        if not found[name].isfinite().all():
+            raise RunError(f"Expected finite values of {name} in {path}, found others.")
+    return {name: found[name].to(like[name].dtype) for name in like}
 
 
 def claim_of(config: RunConfig, spent_epsilon: float | None = None) -> Claim | None:
@@ -166,7 +206,11 @@ def release_of(config: RunConfig) -> dict[str, object]:
 
 
 def check_records(
-    config: RunConfig, result: dict[str, Any], fingerprint: str, state: Path
+    config: RunConfig,
+    result: dict[str, Any],
+    fingerprint: str,
+    state: Path,
+    told: Sequence[Head] | None = None,
 ) -> list[Check]:
     """Compares what a run has written with what its configuration implies.
 
@@ -175,37 +219,37 @@ def check_records(
         result: its ``result.json``.
         fingerprint: of the backbone, computed here.
         state: where the clients' ledgers lie, if they are at hand.
+        told: where clients handed them over: what the server knows of each; None for
+            a simulation, whose ledgers are all there.
+
+    Raises:
+        RunError: for ledgers that are none, see :func:`check_ledgers`.
     """
     plan = make_plan(config)
-    checks = [_same("configuration", config.hash, result["config_hash"], False)]
+    checks = [_configuration(config, result)]
     if plan is None:
         return checks
-    checks.append(_noise(config))
-    checks.append(_plan(plan, result))
-    sources = data_sources(state)
-    if not sources:
-        detail = "the clients' ledgers are not at hand: each client verifies its own"
-        return [*checks, Check("ledgers", "unknown", detail, falsifies=True)]
-    # As they stand, before anything mends them: what lacks an entry now lacks it.
-    charged = [ledger_as_it_stands(state, source).entries for source in sources]
-    checks.append(_charged(charged, config.run.id, result))
-    checks.append(_spent(charged, plan, result))
-    # Verifying brings up what a crash left behind; evidence stays as it was found.
-    with tempfile.TemporaryDirectory() as folder:
-        for part in _PARTS:
-            if (state / part).is_dir():
-                shutil.copytree(state / part, Path(folder) / part)
-        for source in sources:
-            found = _ledger(Path(folder), source, plan, config.run.id, fingerprint)
-            checks.append(found)
-    return checks
+    stated = TypeAdapter(Plan).validate_python(result["privacy"])
+    good = f"planned epsilon {plan.planned_epsilon:.4f}, as computed anew"
+    return [
+        *checks,
+        _noise(config),
+        # A function of public constants: it must come out the same here.
+        compare("plan", asdict(stated), asdict(plan), good),
+        _rounds(config, plan, result),
+        *check_ledgers(config, plan, result, fingerprint, state, told),
+    ]
 
 
-def _same(what: str, expected: str, got: str, falsifies: bool) -> Check:
-    if expected == got:
-        return Check(what, "ok", f"hash {got[:16]}, as computed anew", falsifies)
-    detail = f"expected hash {expected[:16]}, found {got[:16]}"
-    return Check(what, "failed", detail, falsifies)
+def _configuration(config: RunConfig, result: dict[str, Any]) -> Check:
+    what, run = "configuration", result["run"]
+    if run != config.run.id:
+        detail = f"expected the result of run {config.run.id}, found that of {run}"
+        return Check(what, "failed", detail)
+    expected, found = config.hash[:16], result["config_hash"][:16]
+    if expected != found:
+        return Check(what, "failed", f"expected hash {expected}, found {found}")
+    return Check(what, "ok", f"hash {found}, as computed anew")
 
 
 def _noise(config: RunConfig) -> Check:
@@ -218,75 +262,18 @@ def _noise(config: RunConfig) -> Check:
     return Check("noise", "failed", detail)
 
 
-def _plan(plan: Plan, result: dict[str, Any]) -> Check:
-    """The plan is a function of public constants: it must come out the same here."""
-    stated = result["privacy"]
-    public = asdict(plan)
-    wrong = [
-        name
-        for name, value in public.items()
-        if name != "planned_epsilon" and stated.get(name) != value
-    ]
-    if stated.get("planned_epsilon", 0.0) < plan.planned_epsilon * (1 - 1e-6):
-        wrong.append("planned_epsilon")
-    if not wrong:
-        detail = f"planned epsilon {plan.planned_epsilon:.4f}, as computed anew"
-        return Check("plan", "ok", detail, falsifies=True)
-    detail = f"expected the plan computed anew, found another {', '.join(wrong)}"
-    return Check("plan", "failed", detail, falsifies=True)
+def _rounds(config: RunConfig, plan: Plan, result: dict[str, Any]) -> Check:
+    """Each round has its record, with the answers that counted unless they are secret.
 
-
-def _charged(
-    ledgers: Sequence[Sequence[Entry]], run: str | None, result: dict[str, Any]
-) -> Check:
-    """Every answer that counted stands in a ledger of its own, round by round."""
-    what = "every answer is charged"
-    replies = [record["replies"] for record in result["rounds"]]
-    if None in replies:
-        return Check(what, "unknown", "how many answered is a secret of the server's")
-    charged = Counter(
-        server_round
-        for ledger in ledgers
-        for server_round in {entry.round for entry in ledger if entry.run == run}
-    )
-    short = [n for n, count in enumerate(replies, 1) if charged[n] < count]
-    if not short:
-        detail = f"{sum(replies)} answers that counted, each in a ledger of its own"
-        return Check(what, "ok", detail, falsifies=True)
-    detail = (
-        f"round {short[0]}: {replies[short[0] - 1]} answers counted, "
-        f"{charged[short[0]]} stand in ledgers"
-    )
-    return Check(what, "failed", detail, falsifies=True)
-
-
-def _spent(
-    ledgers: Sequence[Sequence[Entry]], plan: Plan, result: dict[str, Any]
-) -> Check:
-    """The epsilon that the result states, worked out anew from every entry."""
-    histories = [[entry.composition for entry in ledger] for ledger in ledgers]
-    worst = max(epsilon(history, plan.target_delta) for history in histories)
-    stated = result["privacy"]["spent_epsilon"]
-    detail = f"{worst:.4f} by all entries of the worst ledger, {stated:.4f} stated"
-    holds = stated >= worst * (1 - 1e-9)
-    return Check("spent epsilon", "ok" if holds else "failed", detail, falsifies=True)
-
-
-def _ledger(
-    state: Path, source: str, plan: Plan, run: str | None, fingerprint: str
-) -> Check:
-    name = f"ledger of {source}"
-    try:
-        ledger = verify(state, source)
-    except LedgerError as error:
-        return Check(name, "failed", str(error), falsifies=True)
-    entries = [entry for entry in ledger.entries if entry.run == run]
-    if any(entry.plan_hash != plan.hash for entry in entries):
-        detail = "expected releases of this plan alone, found others in this run"
-        return Check(name, "failed", detail, falsifies=True)
-    if any(entry.backbone != fingerprint for entry in entries):
-        detail = "expected releases of this backbone alone, found others in this run"
-        return Check(name, "failed", detail)
-    seeded = any(entry.mechanism == SEEDED for entry in entries)
-    detail = f"{len(entries)} releases of this run, {len(ledger.entries)} in all"
-    return Check(name, "ok", detail + (", with seeded noise" if seeded else ""))
+    Without it nobody can say that every answer was charged.
+    """
+    what, number = "record of every round", config.run.rounds
+    found = [record["round"] for record in result["rounds"]]
+    if found != [*range(1, number + 1)]:
+        detail = f"expected rounds 1 to {number} in order, found {len(found)} records"
+        return Check(what, "failed", detail, falsifies=True)
+    silent = [r["round"] for r in result["rounds"] if r["replies"] is None]
+    if silent and plan.is_dp_sgd:
+        detail = f"round {silent[0]}: expected how many answers counted, found none"
+        return Check(what, "failed", detail, falsifies=True)
+    return Check(what, "ok", f"rounds 1 to {number}", falsifies=True)

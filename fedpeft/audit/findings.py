@@ -15,6 +15,7 @@ from fedpeft.audit.reading import (
     headline,
     is_above_control,
     is_claimed,
+    is_covered,
     ranked,
     setting_words,
 )
@@ -123,15 +124,20 @@ def _leaks(audit: Audit) -> Iterator[Finding]:
         if control is not None:
             beside = quantity(control.value, unit)
             text += f"; with another client's update {beside}"
-        private = is_claimed(audit.claim)
-        advice = (
-            "Lower target_epsilon."
-            if private
-            else "Set [privacy] unit and target_epsilon."
+        advice = _remedy(audit, result) or _advice(audit.claim, result)
+        yield Finding(result.column, "notable", f"{text}.", advice)
+
+
+def _advice(claim: Claim | None, result: AttackResult) -> str:
+    """Names what would protect against the adversary of an attack, unmeasured."""
+    if claim is None or not is_claimed(claim):
+        return "Set [privacy] unit and target_epsilon."
+    if not is_covered(claim, result):
+        return (
+            f"Unit {claim.unit!r} trusts the server; [privacy] unit = 'example' or "
+            "'person' protects against it."
         )
-        yield Finding(
-            result.column, "notable", f"{text}.", _remedy(audit, result) or advice
-        )
+    return "Lower target_epsilon."
 
 
 def _remedy(audit: Audit, result: AttackResult) -> str | None:

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from fedpeft.audit.intervals import fewest_victims
 from fedpeft.audit.policy import ANY, Line, Policy, fits
-from fedpeft.audit.reading import is_claimed
+from fedpeft.audit.reading import deciding, is_claimed
 from fedpeft.audit.results import (
     AttackResult,
     Audit,
@@ -22,6 +23,7 @@ from fedpeft.audit.results import (
 from fedpeft.audit.wording import (
     attack_words,
     interval,
+    lower_epsilon,
     metric_words,
     number,
     quantity,
@@ -113,7 +115,7 @@ def judge_claim(audit: Audit) -> Gate:
     open_checks = [check.check for check in checks if check.status == "unknown"]
     status: Status = "pass"
     tried = f"{len(trials)} trials (replay) and {len(checks)} checks (this run)"
-    detail = f"{tried}; none refutes it."
+    detail = f"{tried}; none refutes it. {_reach(audit)}"
     if refuting:
         status, detail = "fail", " ".join(refuting)
     elif not is_claimed(audit.claim):
@@ -124,6 +126,16 @@ def judge_claim(audit: Audit) -> Gate:
         status = "inconclusive"
         detail = f"Could not be checked: {', '.join(open_checks)}."
     return Gate("both", "claim", CLAIM_RULE, None, None, None, None, status, detail)
+
+
+def _reach(audit: Audit) -> str:
+    """Says how much could have been shown: a short trial refutes little."""
+    bounds = [bound for trial in audit.dp_trials if (bound := deciding(trial))]
+    if audit.claim is None or not bounds:
+        return "No trial could have shown any epsilon."
+    most = lower_epsilon(max(bound.ceiling for bound in bounds))
+    claimed = upper_epsilon(audit.claim.planned_epsilon)
+    return f"The trials could have shown epsilon {most} at most; {claimed} is claimed."
 
 
 def _gate(line: Line, audit: Audit) -> Gate:
@@ -226,6 +238,9 @@ def _estimate_gate(line: Line, result: AttackResult, name: str) -> Gate:
     elif found.high <= limit:
         status = "pass"
     shown = f"{quantity(found.value, unit)} ({interval(found, unit)})"
+    detail = f"{what}: {shown}{' above control' if leak else ''}."
+    if status == "inconclusive" and unit == "share" and found.value <= limit:
+        detail += _too_few(result.victims, limit)
     return Gate(
         line.column,
         line.subject,
@@ -235,7 +250,23 @@ def _estimate_gate(line: Line, result: AttackResult, name: str) -> Gate:
         found.low,
         found.high,
         status,
-        f"{what}: {shown}{' above control' if leak else ''}.",
+        detail,
+    )
+
+
+def _too_few(victims: int, limit: float) -> str:
+    """Says what a limit takes, if there were too few to pass it whatever they showed.
+
+    An interval allows for a share of victims that were not seen.
+    """
+    needed = fewest_victims(limit)
+    if needed is None:
+        return f" There were {victims} victims; not even a million meet this limit."
+    if victims >= needed:
+        return ""
+    return (
+        f" There were {victims} victims; this limit takes at least {needed:,}, even "
+        "where none leaks anything."
     )
 
 

@@ -5,6 +5,8 @@
 (0.0, 0.071)
 """
 
+import bisect
+import functools
 import math
 from collections.abc import Sequence
 
@@ -16,6 +18,7 @@ _Interval = tuple[float, float]
 
 _RESAMPLES = 2000
 _FEW = 30
+_MOST_VICTIMS = 1_000_000
 _ROUNDING = 1e-12  # of the largest value: what differs by less is equal
 
 
@@ -149,6 +152,25 @@ def may_hide_others(values: Sequence[float] | npt.NDArray[np.float64]) -> bool:
     """
     most = np.unique(values, return_counts=True)[1].max()
     return len(values) < _FEW or 2 * int(most) > len(values)
+
+
+@functools.cache
+def fewest_victims(limit: float) -> int | None:
+    """Returns how many victims a share's limit takes where none leaks anything.
+
+    The fewest whose interval of equal zeros, see :func:`bootstrap_mean`, lies within
+    it; None if a million are too few.
+
+    >>> fewest_victims(0.1), fewest_victims(1.0), fewest_victims(0.0)
+    (36, 1, None)
+    """
+
+    def is_within(victims: int) -> bool:
+        zeros = np.zeros(victims)
+        return bootstrap_mean(zeros, seed=0, least=-1.0, largest=1.0)[1] <= limit
+
+    found = 1 + bisect.bisect_left(range(1, _MOST_VICTIMS + 1), True, key=is_within)
+    return found if found <= _MOST_VICTIMS else None
 
 
 def _bca(data: npt.NDArray[np.float64], seed: int, alpha: float) -> _Interval:

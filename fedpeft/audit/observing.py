@@ -3,10 +3,10 @@
 import torch
 
 from fedpeft.attacks.attack import Seen
-from fedpeft.audit.recording import Records
+from fedpeft.audit.recording import Answer, Records
 from fedpeft.compression import COMPRESSORS
 from fedpeft.config import RunConfig, build
-from fedpeft.errors import InvalidPayload
+from fedpeft.errors import DataError, InvalidPayload
 from fedpeft.interfaces import Compressor, Payload
 from fedpeft.model import TaskModel, shared_state
 from fedpeft.tensors import Tensors
@@ -18,10 +18,12 @@ def seen_by_client(
     """Returns each client's rounds, in order, decoded as the server decodes them.
 
     An answer that carried no update is left out, and so is one that the server could
-    not read either: no client can spoil the audit of the others.
+    not read either, or of a client or round that the run does not have: nobody can
+    spoil the audit of the others.
 
     Raises:
-        InvalidPayload: if what a round started from is no state of this model.
+        DataError: if what a round started from is missing.
+        InvalidPayload: if it is no state of this model.
     """
     template = shared_state(model)
     compressor = build(COMPRESSORS, config.compression, "compression")
@@ -29,11 +31,17 @@ def seen_by_client(
     states = {
         server_round: _decode(dense, payload, template)
         for server_round, payload in records.states.items()
+        if server_round <= config.run.rounds
     }
     seen: dict[int, list[Seen]] = {}
     for answer in records.answers:
-        if not answer.payload:
+        if not answer.payload or not _is_possible(answer, config):
             continue
+        if answer.server_round not in states:
+            raise DataError(
+                f"Expected the state of round {answer.server_round} beside its "
+                "answers, found none: the records are incomplete."
+            )
         try:
             update = _decode(compressor, answer.payload, template)
         except InvalidPayload:
@@ -41,6 +49,11 @@ def seen_by_client(
         part = Seen(answer.server_round, states[answer.server_round], update)
         seen.setdefault(answer.client, []).append(part)
     return {client: tuple(parts) for client, parts in sorted(seen.items())}
+
+
+def _is_possible(answer: Answer, config: RunConfig) -> bool:
+    known = answer.client < config.partition.num_clients
+    return known and answer.server_round <= config.run.rounds
 
 
 def _decode(compressor: Compressor, payload: bytes, like: Tensors) -> Tensors:

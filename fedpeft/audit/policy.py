@@ -16,7 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from fedpeft.attacks import ATTACKS
 from fedpeft.audit.results import Claim, Column
@@ -34,6 +34,7 @@ from fedpeft.wording import nearest, one_line
 ANY = "*"
 _LIMITS = ("at_most", "leak_at_most", "equals")
 _FIELDS = [field.name for field in dataclasses.fields(Claim)]
+_WORDS = [field.name for field in dataclasses.fields(Claim) if field.type is str]
 _AMONG = "largest_success"
 """The field with several figures: one for each number of records."""
 
@@ -53,8 +54,8 @@ class Line(Section):
     column: Column
     metric: str | None = None
     check: str | None = None
-    at_most: float | None = None
-    leak_at_most: float | None = None
+    at_most: float | None = Field(default=None, strict=True)  # true is no number
+    leak_at_most: float | None = Field(default=None, strict=True)
     equals: str | None = None
 
     @model_validator(mode="after")
@@ -62,12 +63,15 @@ class Line(Section):
         given = [name for name in _LIMITS if getattr(self, name) is not None]
         if (self.metric is None) == (self.check is None):
             raise ValueError("expected either a metric or a check")
+        if self.check == "":
+            raise ValueError("expected check = 'NAME', or '*' for all, got ''")
         if self.check is not None and (given or self.column != "this-run"):
             raise ValueError("expected column = 'this-run' and no limit beside a check")
         if self.metric is not None and len(given) != 1:
             raise ValueError(f"expected one of {', '.join(_LIMITS)}, got {len(given)}")
         if self.metric is not None:
             self._check_metric(self.metric)
+            self._check_limit(self.metric)
         return self
 
     def _check_metric(self, metric: str) -> None:
@@ -82,6 +86,8 @@ class Line(Section):
                 raise ValueError(
                     "expected column = 'this-run', and at_most or equals beside a claim"
                 )
+            if name in _WORDS and self.equals is None:
+                raise ValueError(f"expected equals beside {metric}, which is a word")
             return
         if not name or subject not in (ANY, *ATTACKS):
             known = "expected ATTACK.METRIC or claim.FIELD"
@@ -90,6 +96,18 @@ class Line(Section):
             raise ValueError("expected at_most or leak_at_most beside an attack")
         if subject == ANY and name == ANY and self.leak_at_most is None:
             raise ValueError("expected leak_at_most beside *.*, whose levels differ")
+
+    def _check_limit(self, metric: str) -> None:
+        """Refuses a limit that every share keeps to."""
+        subject, _, name = metric.partition(".")
+        is_share = name == ANY or metric_unit(name) == "share"
+        if subject == "claim":
+            is_share = name.startswith(f"{_AMONG}.")
+        limit = self.at_most if self.leak_at_most is None else self.leak_at_most
+        if is_share and limit is not None and limit > 1:
+            raise ValueError(
+                f"expected a limit of at most 1 for {metric}, a share, got {limit:g}"
+            )
 
     @property
     def subject(self) -> str:

@@ -14,6 +14,14 @@ def is_claimed(claim: Claim | None) -> bool:
     return claim is not None and claim.unit != "none"
 
 
+def is_covered(claim: Claim, result: AttackResult) -> bool:
+    """Whether a claim speaks of what an attack was shown.
+
+    Unit ``client`` is protected by the server, which itself sees single updates.
+    """
+    return claim.unit != "client" or result.threat.access not in ("update", "updates")
+
+
 def headline(result: AttackResult) -> str | None:
     """Returns the name of an attack's first metric that has a control."""
     measured = [name for name in result.units if name in result.metrics]

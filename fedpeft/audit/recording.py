@@ -1,32 +1,44 @@
 """What the adversaries of a run saw, byte by byte, kept for its auditor alone.
 
-``RUN/observations`` holds for every round the state that was sent
-(``0003-state.sealed``) and each client's answer (``0003-client-12.sealed``), as they
-were on the wire. The server, which writes them, cannot open them.
+``RUN/observations`` holds for every round the state that was sent and each client's
+answer, as they were on the wire, a file each. The server, which writes them, cannot
+open them; their names are random, and of which round and client a file is stands
+inside.
 
 **Not guaranteed**: who wrote a record. Whoever can write to the folder and knows the
 auditor's public key may replace a record wholly, and the new one opens as well.
 """
 
-import json
-import re
+import itertools
+import secrets
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import x25519
+from pydantic import BaseModel, NonNegativeInt, PositiveInt, ValidationError
 
-from fedpeft.durable import write_atomically
+from fedpeft.durable import make_directory, write_atomically
 from fedpeft.errors import DataError
 from fedpeft.keys import seal, unseal
 
 FOLDER = "observations"
 
-_NAME = re.compile(r"(\d+)-(?:state|client-(\d+))[.]sealed")
+_FILES = "*.sealed"
 _LENGTH = struct.Struct("<I")
 
 Header = Mapping[str, str | int]
+
+
+class _Label(BaseModel, strict=True):
+    """What a record is of; a state is of no client."""
+
+    number: NonNegativeInt
+    round: PositiveInt
+    client: NonNegativeInt | None
+    header: dict[str, str | int]
 
 
 @dataclass(frozen=True)
@@ -34,7 +46,8 @@ class Recorder:
     """Writes records of one run.
 
     **Guarantees**: a record that is there is whole, and on disk when the method
-    returns. A round that is done again replaces its own.
+    returns. A round that is done again replaces its own when it is read. The folder is
+    its owner's alone.
 
     Attributes:
         output: the run directory.
@@ -48,7 +61,7 @@ class Recorder:
 
     def state(self, server_round: int, payload: bytes) -> None:
         """Keeps what all clients of a round were sent."""
-        self._write(_state_name(server_round), {}, payload)
+        self._write(server_round, None, {}, payload)
 
     def answer(
         self, server_round: int, client: int, header: Header, payload: bytes
@@ -61,13 +74,30 @@ class Recorder:
             header: every other field of the answer, as it came.
             payload: the compressed update; may be empty.
         """
-        self._write(_answer_name(server_round, client), header, payload)
+        self._write(server_round, client, header, payload)
 
-    def _write(self, name: str, header: Header, payload: bytes) -> None:
-        text = json.dumps(dict(header)).encode()
+    def _write(
+        self, server_round: int, client: int | None, header: Header, payload: bytes
+    ) -> None:
+        label = _Label(
+            number=next(self._numbers),
+            round=server_round,
+            client=client,
+            header=dict(header),
+        )
+        text = label.model_dump_json().encode()
         data = _LENGTH.pack(len(text)) + text + payload
+        name = f"{secrets.token_hex(16)}.sealed"
         sealed = seal(data, self.auditor, f"{self.run}/{name}")
         write_atomically(self.output / FOLDER / name, sealed)
+
+    @cached_property
+    def _numbers(self) -> Iterator[int]:
+        """Numbers larger than those of all records that are there."""
+        folder = self.output / FOLDER
+        make_directory(folder)
+        folder.chmod(0o700)  # how many there are would tell how many answered
+        return itertools.count(sum(1 for _ in folder.glob(_FILES)))
 
 
 @dataclass(frozen=True)
@@ -94,54 +124,35 @@ class Records:
 
 
 def read_records(output: Path, run: str, key: x25519.X25519PrivateKey) -> Records:
-    """Opens everything that a run kept.
+    """Opens everything that a run kept; of one answer's records the last one counts.
 
     Raises:
-        DataError: if it kept nothing, a record does not open or is none inside, a
-            name is not as :class:`Recorder` writes it, or a round's state is missing.
+        DataError: if it kept nothing, or a record does not open or is none inside.
     """
     folder = output / FOLDER
-    names = sorted(path.name for path in folder.glob("*")) if folder.is_dir() else []
-    found = [match for name in names if (match := _NAME.fullmatch(name))]
-    if not found:
+    paths = sorted(folder.glob(_FILES)) if folder.is_dir() else []
+    if not paths:
         raise DataError(
             f"Expected observations in {folder}, found none: the run was not recorded. "
             "Run it with [audit] record = true, or audit its scenario instead."
         )
+    newest: dict[tuple[int, int | None], tuple[_Label, bytes]] = {}
+    for path in paths:
+        label, payload = _read(path, run, key)
+        place = label.round, label.client
+        if place not in newest or label.number > newest[place][0].number:
+            newest[place] = label, payload
     states, answers = {}, []
-    for match in found:
-        server_round, client = _round_and_client(match, folder)
-        header, payload = _read(folder / match[0], run, key)
+    for (server_round, client), (label, payload) in newest.items():
         if client is None:
             states[server_round] = payload
         else:
-            answers.append(Answer(server_round, client, header, payload))
-    for answer in answers:
-        if answer.server_round not in states:
-            raise DataError(
-                f"Expected {_state_name(answer.server_round)} in {folder} beside the "
-                "answers of its round, found none: the records are incomplete."
-            )
+            answers.append(Answer(server_round, client, label.header, payload))
     answers.sort(key=lambda answer: (answer.server_round, answer.client))
     return Records(states, tuple(answers))
 
 
-def _round_and_client(match: re.Match[str], folder: Path) -> tuple[int, int | None]:
-    """Returns what a name says, of which there is one spelling alone."""
-    server_round = int(match[1])
-    client = None if match[2] is None else int(match[2])
-    name = _state_name(server_round)
-    if client is not None:
-        name = _answer_name(server_round, client)
-    if match[0] != name:
-        raise DataError(
-            f"Expected {name} in {folder}, got {match[0]}: a record has one name, so "
-            "this one was renamed or made by hand."
-        )
-    return server_round, client
-
-
-def _read(path: Path, run: str, key: x25519.X25519PrivateKey) -> tuple[Header, bytes]:
+def _read(path: Path, run: str, key: x25519.X25519PrivateKey) -> tuple[_Label, bytes]:
     try:
         if not path.is_file():
             raise DataError(f"Expected a file at {path}, got none: move it away.")
@@ -151,32 +162,19 @@ def _read(path: Path, run: str, key: x25519.X25519PrivateKey) -> tuple[Header, b
     return _parse(unseal(sealed, key, f"{run}/{path.name}"), path)
 
 
-def _parse(data: bytes, path: Path) -> tuple[Header, bytes]:
+def _parse(data: bytes, path: Path) -> tuple[_Label, bytes]:
     """Takes a record apart; that it opened says nothing of who made it."""
     start = _LENGTH.size
     end = start + int.from_bytes(data[:start], "little")
     if len(data) < max(start, end):
         raise DataError(
-            f"Expected a header of {end - start} bytes in {path}, got "
+            f"Expected a label of {end - start} bytes in {path}, got "
             f"{max(0, len(data) - start)} bytes in all: no recorder wrote this."
         )
     try:
-        header = json.loads(data[start:end])
-    except (RecursionError, ValueError):
-        header = None
-    if not isinstance(header, dict) or not all(
-        isinstance(value, str | int) for value in header.values()
-    ):
+        return _Label.model_validate_json(data[start:end]), data[end:]
+    except ValidationError:
         raise DataError(
-            f"Expected a header of names, texts and whole numbers in {path}, got "
-            "something else: no recorder wrote this."
-        )
-    return header, data[end:]
-
-
-def _state_name(server_round: int) -> str:
-    return f"{server_round:04d}-state.sealed"
-
-
-def _answer_name(server_round: int, client: int) -> str:
-    return f"{server_round:04d}-client-{client}.sealed"
+            f"Expected round, client and header of an answer in {path}, got something "
+            "else: no recorder wrote this."
+        ) from None

@@ -246,8 +246,8 @@ class Audit:
     Attributes:
         run: the run's id; empty for a scenario that is no run of its own.
         created: ISO 8601, UTC.
-        config: the resolved configuration, by section.
-        config_hash: of it.
+        config: the resolved configuration, by section; of paths the last part alone.
+        config_hash: of the whole of it.
         system: backbone, fingerprint, task, method, numbers of parameters, versions.
         federation: clients, rounds, cohort, local steps, optimiser.
         release: clipping, noise, compression, their order, precision.

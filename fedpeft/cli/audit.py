@@ -7,6 +7,7 @@ what could not be settled, and 4 for any error, also of usage.
 import dataclasses
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -81,19 +82,28 @@ def run(
     auditor_key: Annotated[
         Path | None, typer.Option(help="NAME.auditor.key, which opens what RUN kept.")
     ] = None,
+    ledgers: Annotated[
+        Path | None,
+        typer.Option(
+            help="Ledgers that clients handed over: of each its ledger/ and heads/ "
+            "file, under a name of its own."
+        ),
+    ] = None,
 ) -> None:
     """Audit a run: `fedpeft audit RUN` is enough.
 
     Exit codes: 0 pass, 1 leakage over policy, 2 claim refuted, 3 inconclusive, 4 error.
     """
-    folder = _report_folder(run, scenario, overrides, output)
+    folder = _report_folder(run, scenario, output)
+    if run is None and (ledgers or auditor_key):
+        raise RunError("--ledgers, --auditor-key: expected a run, got --scenario.")
     demands = _policy(policy)
     secret = _signing_key(key)
     opener = _auditor_key(auditor_key)
     _check_junit(junit)
-    config = _config(run, scenario, overrides)
+    config = _config(run, scenario, overrides or ())
     started = time.monotonic()
-    audit = collect(run, config, folder, opener, Console(stderr=True))
+    audit = _collect(run, config, folder, overrides or (), opener, ledgers)
     from fedpeft.audit.gates import judge_policy
     from fedpeft.audit.junit import to_junit
     from fedpeft.audit.report import write_report
@@ -125,24 +135,19 @@ def verify(
     print(f"Verified: {' and '.join(FILES)} in {folder} are as {public} signed them.")
 
 
-def collect(
+def _collect(
     run: Path | None,
     config: "RunConfig",
     folder: Path,
+    overrides: Sequence[str],
     key: "X25519PrivateKey | None",
-    console: Console,
+    ledgers: Path | None,
 ) -> "Audit":
-    """Runs the audit: the run's records or the scenario, and the surface if asked for.
+    """Audits the run or the scenario, and the surface if one is asked for."""
+    from simulations.audit import audit_run, audit_scenario
+    from simulations.replaying import public
 
-    Args:
-        run: its directory; None for a scenario.
-        config: of either.
-        folder: of the report; a scenario's run and a surface's cells lie in it too.
-        key: opens what the run kept.
-        console: is told what is being done.
-    """
-    from simulations.audit import audit_run, audit_scenario, public
-
+    console = Console(stderr=True)
     pull_missing(needed_assets(public(config)), console)
     # Clients are asked what they must refuse: that they do is no news.
     logging.getLogger("client").setLevel(logging.ERROR)
@@ -153,7 +158,7 @@ def collect(
     if run is None:
         audit = audit_scenario(config, folder, say=say)
     else:
-        audit = audit_run(run, key=key, say=say)
+        audit = audit_run(run, key=key, ledgers=ledgers, overrides=overrides, say=say)
     if not config.audit.surface:
         return audit
     surface = tuple(_surface(public(config), folder / "surface", console))
@@ -183,19 +188,12 @@ def _surface(
         return measure_surface(config, folder, done=done)
 
 
-def _report_folder(
-    run: Path | None,
-    scenario: str | None,
-    overrides: list[str] | None,
-    output: Path | None,
-) -> Path:
+def _report_folder(run: Path | None, scenario: str | None, output: Path | None) -> Path:
     """Returns where the report goes, if what is audited was named well."""
     if (run is None) == (scenario is None):
         got = "none" if run is None else "both"
         raise RunError(f"Expected either a run or --scenario, got {got}.")
     if run is not None:
-        if overrides:
-            raise RunError("--set: expected --scenario; a run is audited as it was.")
         return output or run / "audit"
     if output is None:
         raise RunError("--scenario: expected --output with a directory.")
@@ -203,25 +201,26 @@ def _report_folder(
 
 
 def _config(
-    run: Path | None, scenario: str | None, overrides: list[str] | None
+    run: Path | None, scenario: str | None, overrides: Sequence[str]
 ) -> "RunConfig":
     """Reads the configuration; what it asks of an audit is tried before anything runs.
 
     That is that each attack is known, and each cell of a surface a possible run.
     """
     if run is None:
-        config = read_scenario(scenario or "", overrides, None)
+        config = read_scenario(scenario or "", [*overrides], None)
     else:
         from fedpeft.audit.evidence import read_run
+        from simulations.replaying import with_settings
 
-        config, _ = read_run(run)
+        config = with_settings(read_run(run)[0], overrides)
     from fedpeft.attacks import ATTACKS
     from fedpeft.config import build
 
     for section in config.audit.attacks or ():
         build(ATTACKS, section, "audit.attacks")
     if config.audit.surface:
-        from simulations.audit import public
+        from simulations.replaying import public
         from simulations.surface import cells
 
         cells(public(config))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,12 +11,19 @@ from jsonschema import Draft202012Validator, ValidationError
 
 from fedpeft.attacks.threats import ThreatModel
 from fedpeft.audit import results
-from fedpeft.audit.document import from_document, schema, to_document, to_text
+from fedpeft.audit.document import (
+    from_document,
+    schema,
+    to_document,
+    to_text,
+    without_folders,
+)
 from fedpeft.audit.findings import Finding
 from fedpeft.audit.gates import Gate, judge_policy
 from fedpeft.audit.policy import default_policy
 from fedpeft.errors import ConfigError
 from tests.audit.examples import ALL, audit, estimate, open_audit, span_text
+from tests.helpers import small_config
 
 VALIDATOR = Draft202012Validator(schema())
 
@@ -151,3 +159,14 @@ def test_a_report_with_a_part_cut_off_is_refused(key: str) -> None:
     (cut["run"] if key == "config" else cut).pop(key)
     with pytest.raises(ConfigError, match="Expected a whole report"):
         from_document(cut)
+
+
+def test_no_folder_of_the_machine_stands_in_a_report() -> None:
+    own = ("run.state='/home/ward/ledgers'", "model.backbone='/home/ward/bert'")
+    shown = without_folders(small_config(Path("/home/ward/cases.csv"), *own))
+    assert "ward" not in json.dumps(shown)
+    assert shown["data"]["path"] == "cases.csv"
+    assert shown["run"]["state"] == "ledgers"
+    assert shown["model"]["backbone"] == "bert"
+    named = without_folders(small_config(Path("x.csv"), "model.backbone='hub:a/b'"))
+    assert (named["run"]["state"], named["model"]["backbone"]) == (None, "hub:a/b")

@@ -8,6 +8,7 @@ from html import escape
 import pytest
 
 from fedpeft.attacks import ATTACKS
+from fedpeft.attacks.threats import ThreatModel
 from fedpeft.audit.findings import MOST, findings
 from fedpeft.audit.gates import judge_policy
 from fedpeft.audit.page.drawing import canvas, to_svg
@@ -102,8 +103,33 @@ def test_what_an_audit_quotes_is_escaped() -> None:
 def test_the_first_page_says_the_odds_in_one_sentence() -> None:
     assert (
         "An attacker who must pick your record among 1,000 succeeds at most 31 % "
-        "This run , measured 0.4 % (0 to 3.4 %) Replay , guessing 0.1 %."
+        "This run by this run alone, measured 0.4 % (0 to 3.4 %) Replay , guessing "
+        "0.1 %."
     ) in text(audit()).replace("\N{NO-BREAK SPACE}", " ")
+
+
+def test_what_earlier_runs_spent_comes_on_top_of_the_odds() -> None:
+    on_top = "earlier runs on the same data come on top"
+    assert on_top in text(audit(claim=claim(spent_epsilon=7.94)))
+    assert on_top not in text(audit())
+
+
+def test_a_bound_stands_beside_no_attack_that_it_does_not_cover() -> None:
+    read = attack(
+        "head_leak",
+        {"identification_top1": ("share", 1.0, 0.001, 0.001)},
+        ThreatModel("A", "update", "identify"),
+    )
+    trusting = claim(unit="client", holds_against="everybody but the server")
+    found = audit(claim=trusting, attacks=(read,))
+    assert odds(found).measured is None
+    assert "not measured by any attack that this bound covers" in text(found)
+    advice = "Unit 'client' trusts the server; [privacy] unit = 'example' or 'person'"
+    assert any(advice in each for each in said(found))
+    assert not any("Lower target_epsilon" in each for each in said(found))
+    public = replace(read, threat=ThreatModel("A", "aggregate", "identify"))
+    assert odds(replace(found, attacks=(read, public))).measured is not None
+    assert odds(audit(attacks=(read,))).measured is not None
 
 
 def test_the_odds_are_among_as_many_as_were_measured() -> None:

@@ -196,6 +196,37 @@ def test_a_check_that_could_refute_and_could_not_be_made_is_no_pass(trials) -> N
     assert judge_claim(audit(checks=(unknown, broken))).status == "fail"
 
 
+def test_what_the_trials_could_have_shown_stands_beside_the_claim() -> None:
+    gate = judge_claim(audit())
+    assert gate.status == "pass"
+    assert gate.detail.endswith(
+        "The trials could have shown epsilon 7.02 at most; 7.94 is claimed."
+    )
+    nothing = judge_claim(audit(dp_trials=(trial(bounds=()),)))
+    assert nothing.detail.endswith("No trial could have shown any epsilon.")
+
+
+@pytest.mark.parametrize(
+    ("victims", "limit", "words"),
+    [
+        (35, 0.1, "There were 35 victims; this limit takes at least 36"),
+        (3, 0.05, "There were 3 victims; this limit takes at least 72"),
+        (3, 0.0, "not even a million"),
+    ],
+)
+def test_too_few_victims_are_said_and_how_many_it_takes(victims, limit, words) -> None:
+    few = estimate(0.0, -0.2, 0.2)
+    result = replace(span_text(), victims=victims, difference={"token_top1": few})
+    gate = leak("*.*", audit(attacks=(result,)), limit=limit)
+    assert gate.status == "inconclusive"
+    assert words in gate.detail
+    enough = replace(result, victims=72)
+    other = leak("*.*", audit(attacks=(enough,)), limit=0.1)
+    assert "There were" not in other.detail
+    leaking = replace(result, difference={"token_top1": estimate(0.15, 0.0, 0.3)})
+    assert "There were" not in leak("*.*", audit(attacks=(leaking,)), limit=0.1).detail
+
+
 def test_a_claim_that_nobody_tested_is_not_passed() -> None:
     assert judge_claim(bare_audit()).status == "inconclusive"
     assert judge_claim(inconclusive_audit()).status == "inconclusive"
@@ -248,6 +279,12 @@ def test_a_claim_that_nobody_tested_is_not_passed() -> None:
                 "spent_epsilon.x",
             )
         ),
+        (LEAK.replace("0.05", "true"), "expected a valid number"),
+        (LEAK.replace("0.05", "1.5"), "expected a limit of at most 1"),
+        (LEAK.replace("span_text.token_top1", "*.*").replace("0.05", "2"), "at most 1"),
+        (CLAIM.format("largest_success.10"), "expected a limit of at most 1"),
+        (CLAIM.format("noise"), "expected equals beside claim.noise"),
+        ('[[line]]\ncolumn = "this-run"\ncheck = ""', "expected check = 'NAME'"),
         (
             '[[line]]\ncolumn = "replay"\ncheck = "*"',
             "expected column = 'this-run' and no limit beside a check",

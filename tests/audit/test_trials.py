@@ -328,9 +328,10 @@ def test_real_examples_are_canaries_too() -> None:
     config = _config("example", "training.batch_size=24")
     plan, model = _plan("example", "training.batch_size=24"), _model()
     before = [parameter.clone() for parameter in model.module.parameters()]
-    trials = sample_runs(
+    trials, checks = sample_runs(
         config, plan, model, _private_examples(), seconds=60.0, seed=0, alpha=1e-4
     )
+    assert checks == []
     assert [trial.server_round for trial in trials] == [1, 2]
     assert {(t.trial, t.canaries, t.falsified) for t in trials} == {
         ("sample canaries", 24, False)
@@ -338,3 +339,16 @@ def test_real_examples_are_canaries_too() -> None:
     assert math.isfinite(trials[-1].bounds[0].epsilon)
     for parameter, old in zip(model.module.parameters(), before, strict=True):
         assert torch.equal(parameter, old)
+
+
+def test_a_release_that_notices_a_fault_is_a_failed_check(monkeypatch) -> None:
+    config = _config("example", "training.batch_size=24")
+    plan, model = _plan("example", "training.batch_size=24"), _model()
+    train = "fedpeft.audit.trials.samples._Trainee.train"
+    monkeypatch.setattr(train, lambda self, state, examples, draws: state)
+    trials, (check,) = sample_runs(
+        config, plan, model, _private_examples(), seconds=1.0, seed=0, alpha=1e-4
+    )
+    assert trials == []
+    assert (check.check, check.status) == ("canaries-0: a client answers", "failed")
+    assert "nothing is released" in check.detail

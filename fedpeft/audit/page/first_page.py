@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedpeft.audit.gates import Gate, Verdict
-from fedpeft.audit.reading import headline, is_claimed, ranked
+from fedpeft.audit.reading import headline, is_claimed, is_covered, ranked
 from fedpeft.audit.results import AttackResult, Audit, Column, Estimate
 from fedpeft.audit.wording import (
     adversary_words,
@@ -19,6 +19,7 @@ from fedpeft.audit.wording import (
 
 _MINE = {"person": "your records", "client": "your client"}
 _PASSIVE = "ABCDE"
+_ROUNDING = 1 + 1e-9
 _MOST_GATES = 6
 _MOST_LIMITS = 4
 
@@ -41,7 +42,9 @@ class Odds:
         theory: the most that the claimed epsilon allows; None if nothing is claimed.
         guessing: one in so many.
         measured: with its interval, in words; None if it was not measured.
+        unmeasured: why not, in words; empty if it was.
         column: of the measurement.
+        is_exceeded: whether the theory is of this run, and earlier ones come on top.
     """
 
     mine: str
@@ -49,7 +52,9 @@ class Odds:
     theory: str | None
     guessing: str
     measured: str | None
+    unmeasured: str
     column: Column | None
+    is_exceeded: bool
 
 
 @dataclass(frozen=True)
@@ -112,12 +117,16 @@ def first_page(audit: Audit, verdict: Verdict) -> FirstPage:
 
 
 def odds(audit: Audit) -> Odds:
-    """Returns the odds of picking a record, measured by the attack that did best."""
+    """Returns the odds of picking a record, measured by the attack that did best.
+
+    Of those that the claim speaks of: beside what others did, its bound would mislead.
+    """
     name = "identification_top1"
-    found = [each for each in audit.attacks if name in each.metrics]
+    claim = audit.claim if is_claimed(audit.claim) else None
+    tried = [each for each in audit.attacks if name in each.metrics]
+    found = [each for each in tried if claim is None or is_covered(claim, each)]
     best = max(found, key=lambda each: each.metrics[name].value, default=None)
-    claim = audit.claim
-    bounds = claim.largest_success if claim is not None and is_claimed(claim) else {}
+    bounds = {} if claim is None else claim.largest_success
     among = _among(audit, best, name) or max(bounds, default=1000)
     # Fewer to choose from are no harder: what bounds their odds bounds these.
     nearest = max((number for number in bounds if number <= among), default=None)
@@ -127,8 +136,17 @@ def odds(audit: Audit) -> Odds:
         theory=None if nearest is None else percent(bounds[nearest]),
         guessing=percent(1 / among),
         measured=None if best is None else _words(best.metrics[name], "share"),
+        unmeasured="" if best else _unmeasured(bool(tried)),
         column=None if best is None else best.column,
+        is_exceeded=claim is not None
+        and claim.spent_epsilon > claim.planned_epsilon * _ROUNDING,
     )
+
+
+def _unmeasured(was_tried: bool) -> str:
+    if was_tried:
+        return "not measured by any attack that this bound covers"
+    return "not measured: no such attack was run"
 
 
 def _among(audit: Audit, result: AttackResult | None, name: str) -> int | None:

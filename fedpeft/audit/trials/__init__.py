@@ -96,7 +96,7 @@ def dp_trials(
         alpha=FAMILY_ALPHA / 2 / num_step_trials(plan),
     )
     if samples is not None and plan.is_dp_sgd:
-        runs += sample_runs(
+        trained, failed = sample_runs(
             config,
             plan,
             model,
@@ -105,6 +105,7 @@ def dp_trials(
             seed=seed,
             alpha=_run_alpha(plan),
         )
+        runs, facts = [*runs, *trained], [*facts, *failed]
     return [*steps, *runs], [noise_check(*noises), *facts]
 
 

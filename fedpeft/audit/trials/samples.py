@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from fedpeft.audit.results import DpTrial
+from fedpeft.audit.results import Check, DpTrial
 from fedpeft.audit.trials.answers import CanaryClient
 from fedpeft.audit.trials.mechanisms import engine_of
 from fedpeft.audit.trials.whole_run import run_trials
@@ -55,11 +55,12 @@ def sample_runs(
     seconds: float,
     seed: int,
     alpha: float,
-) -> list[DpTrial]:
+) -> tuple[list[DpTrial], list[Check]]:
     """Trains one client on the canaries that its coins let in; a trial a round.
 
     A score is the cosine of the example's own gradient, where the round began, with the
-    way that training went, all rounds added up.
+    way that training went, all rounds added up. A release that notices a fault of its
+    own ends it: then there is a failed check, and no trial.
 
     Args:
         config: of the run.
@@ -83,13 +84,17 @@ def sample_runs(
             if scores and time.monotonic() > end:
                 break
             train = functools.partial(trainee.train, state, present)
-            update = mine.answer(server_round, train)
+            try:
+                update = mine.answer(server_round, train)
+            except ValueError as error:  # the release itself found something wrong
+                return [], [mine.failed(error)]
             total = total + trainee.cosines(state, canaries, update)
             scores.append(total)
             state = add(state, update)
-    return run_trials(
+    trials = run_trials(
         "sample canaries", scores, coins, plan, seed=seed, client=0, alpha=alpha
     )
+    return trials, []
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
