@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from cryptography.hazmat.primitives.asymmetric import x25519
 
-from client.holding import read_records as read_dealt
 from fedpeft.attacks import ATTACKS
 from fedpeft.attacks.attack import Case
 from fedpeft.attacks.rank_budget import rank_budget
@@ -26,24 +25,20 @@ from fedpeft.audit.evidence import (
     check_records,
     claim_of,
     federation_of,
-    read_released,
     read_run,
     release_of,
     system_of,
 )
-from fedpeft.audit.observing import seen_by_client
-from fedpeft.audit.recording import FOLDER, Records, read_records
 from fedpeft.audit.results import AttackResult, Audit, Check, DpTrial
 from fedpeft.audit.trials import LIMITATIONS, mislabelled
 from fedpeft.config import RunConfig
 from fedpeft.data import Encoded
 from fedpeft.errors import ConfigError, FedpeftError, RunError
-from fedpeft.model import shared_state
-from fedpeft.privacy import data_sources
 from server.checkpoint import load_checkpoint
 from simulations.attacking import Say, attacks_of, run_attacks
 from simulations.canaries import examine
-from simulations.observing import Stage, cases_of, observe, set_stage
+from simulations.observing import Stage, observe, set_stage
+from simulations.recorded import attack_recorded
 from simulations.replaying import public, replay_limits, with_settings
 
 _FEWEST_CANARIES = 8
@@ -83,7 +78,7 @@ def audit_run(
     told = None if ledgers is None else _told(output, result)
     fingerprint, held = stage.model.fingerprint, ledgers or state
     checks = check_records(config, result, fingerprint, held, told)
-    attacks, limits = _recorded(config, stage, output, state, key, say)
+    attacks, limits = attack_recorded(config, stage, output, state, key, say)
     say("replaying the run on public data")
     with tempfile.TemporaryDirectory() as folder:
         cases = observe(stage.config, Path(folder) / "run", config.audit.rounds)
@@ -153,49 +148,6 @@ def _place(config: RunConfig, wanted: Path) -> Iterator[Path]:
         )
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder) / "run"
-
-
-def _recorded(
-    config: RunConfig,
-    stage: Stage,
-    output: Path,
-    state: Path,
-    key: x25519.X25519PrivateKey | None,
-    say: Say,
-) -> tuple[list[AttackResult], list[str]]:
-    """Attacks what the run itself kept, where its data are public and it is opened."""
-    if key is None:
-        if not (output / FOLDER).is_dir():
-            return [], ["This run kept no observations; none of it was attacked."]
-        return [], ["What this run kept was not opened: no auditor's key was given."]
-    records = read_records(output, config.run.id or "", key)
-    if not _is_known(config, state):
-        return [], [
-            "What this run kept opens, and was not attacked: without the clients' data "
-            "nobody can say whether a guess is right."
-        ]
-    final = read_released(output, shared_state(stage.model))
-    say("attacking what this run kept")
-    attacks = run_attacks(stage, cases_of(stage, records, final), "this-run", say)
-    return attacks, _unread(config, stage, records)
-
-
-def _is_known(config: RunConfig, state: Path) -> bool:
-    """Whether the clients' records are the public ones that the scenario deals out.
-
-    Their ledgers say so: a simulated client's is named by the deal.
-    """
-    if config.data.name is None:
-        return False
-    held, dealt = data_sources(state), read_dealt(config, None).parts
-    return bool(held) and set(held) <= set(dealt)
-
-
-def _unread(config: RunConfig, stage: Stage, records: Records) -> list[str]:
-    seen = seen_by_client(records, config, stage.model)
-    came = sum(bool(answer.payload) for answer in records.answers)
-    lost = came - sum(len(parts) for parts in seen.values())
-    return [f"{lost} answers that this run kept are no updates."] if lost else []
 
 
 def _told(output: Path, result: dict[str, Any]) -> list[tuple[int, str]]:
