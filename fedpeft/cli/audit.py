@@ -103,7 +103,7 @@ def run(
     _check_junit(junit)
     config = _config(run, scenario, overrides or ())
     started = time.monotonic()
-    audit = _collect(run, config, folder, overrides or (), opener, ledgers)
+    audit = collect(run, config, folder, overrides or (), opener, ledgers)
     from fedpeft.audit.gates import judge_policy
     from fedpeft.audit.junit import to_junit
     from fedpeft.audit.report import write_report
@@ -135,7 +135,7 @@ def verify(
     print(f"Verified: {' and '.join(FILES)} in {folder} are as {public} signed them.")
 
 
-def _collect(
+def collect(
     run: Path | None,
     config: "RunConfig",
     folder: Path,
