@@ -112,8 +112,8 @@ class Attack(ABC, Generic[Guess]):
     Attributes:
         needs: the least that an adversary must be granted.
         metrics: name of each score -> its unit: ``share`` (0 to 1), ``dB``, ``bits``,
-            or ``""``. The first one is the attack's headline. Larger is worse for the
-            client, always.
+            or ``""`` (a likeness, -1 to 1). The first one is the attack's headline.
+            Larger is worse for the client, always.
     """
 
     needs: ClassVar[ThreatModel]

@@ -1,5 +1,6 @@
 """From scores to figures: means over victims, each with its interval."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +11,9 @@ from fedpeft.audit.results import Estimate
 from fedpeft.seeds import derive_seed
 
 _LEVEL = 0.05
+
+_RANGES = {"share": (0.0, 1.0), "": (-1.0, 1.0)}
+"""What a value can be, by unit: decibels and bits have no largest one."""
 
 
 def estimates(
@@ -35,7 +39,8 @@ def estimate(values: Sequence[torch.Tensor], unit: str, seed: int) -> Estimate:
         successes, trials = int(together.sum()), len(together)
         low, high = clopper_pearson(successes, trials, _LEVEL)
         return Estimate(successes / trials, low, high, "Clopper-Pearson")
-    return _bootstrap([float(value.mean()) for value in values], unit, 0.0, seed)
+    ends = _RANGES.get(unit, (-math.inf, math.inf))
+    return _bootstrap([float(value.mean()) for value in values], ends, seed)
 
 
 def differences(
@@ -50,8 +55,7 @@ def differences(
                 float(mine[metric].double().mean() - other[metric].double().mean())
                 for mine, other in zip(own, controls, strict=True)
             ],
-            unit,
-            -1.0,
+            _reach(unit),
             derive_seed(seed, metric, "difference"),
         )
         for metric, unit in units.items()
@@ -59,13 +63,21 @@ def differences(
     }
 
 
-def _bootstrap(means: Sequence[float], unit: str, least: float, seed: int) -> Estimate:
-    is_share = unit == "share"
-    bounds = {"least": least, "largest": 1.0} if is_share else {}
-    low, high = bootstrap_mean(means, seed=seed, alpha=_LEVEL, **bounds)
-    mean = sum(means) / len(means)
-    unseen = ", and a share of unseen others" if is_share else ""
-    method = "BCa bootstrap and Student t over victims"
-    return Estimate(
-        mean, low, high, method + (unseen if may_hide_others(means) else "")
+def _reach(unit: str) -> tuple[float, float]:
+    """Returns what a difference of two values can be."""
+    least, largest = _RANGES.get(unit, (-math.inf, math.inf))
+    return least - largest, largest - least
+
+
+def _bootstrap(
+    means: Sequence[float], ends: tuple[float, float], seed: int
+) -> Estimate:
+    least, largest = ends
+    kept = [min(max(mean, least), largest) for mean in means]  # a cosine's rounding
+    low, high = bootstrap_mean(
+        kept, seed=seed, alpha=_LEVEL, least=least, largest=largest
     )
+    method = "BCa bootstrap and Student t over victims"
+    if math.isfinite(largest) and may_hide_others(kept):
+        method += ", and a share of unseen others"
+    return Estimate(sum(kept) / len(kept), low, high, method)

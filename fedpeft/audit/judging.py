@@ -61,6 +61,7 @@ def judge(
     runs = [] if misfit else _run_all(name, attack, cases, seed)
     own, controls = [run.own for run in runs], [run.control for run in runs]
     units = dict(attack.metrics)
+    is_of_data = attack.needs.goal != "expose"  # else a class makes no difference
     return AttackResult(
         attack=name,
         column=column,
@@ -77,7 +78,7 @@ def judge(
         misfit=misfit,
         values=_values(own, units),
         control_values=_values(controls, units),
-        by_class=_by_class(cases, runs, units, classes, seed),
+        by_class=_by_class(cases, runs, units, classes, seed) if is_of_data else {},
         exhibits=_exhibits(attack, cases, runs) if column == "replay" else (),
     )
 

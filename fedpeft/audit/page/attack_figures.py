@@ -95,11 +95,10 @@ def _marks(
         found = estimates.get(metric)
         if found is None or not math.isfinite(found.value):
             continue
-        ends = [
-            min(max(end, found.value - 1e9), 1e9) for end in (found.low, found.high)
-        ]
         place, shown = height + shift, scale * found.value
-        axes.plot([scale * end for end in ends], 2 * [place], color=colour, lw=1.2)
+        ends = [scale * found.low, scale * found.high]
+        if all(math.isfinite(end) for end in ends):  # else the table says so
+            axes.plot(ends, 2 * [place], color=colour, lw=1.2)
         axes.plot(
             shown,
             place,
