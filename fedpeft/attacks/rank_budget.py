@@ -151,8 +151,9 @@ def _uniqueness(model: TaskModel) -> str:
     sign = "<=" if patches.is_unique() else ">"
     verb = "fix" if patches.is_unique() else "do not fix"
     return (
-        f"{tokens} tokens + {pixels} pixels a patch + 1 {sign} {patches.width} "
-        f"features: the tokens {verb} the pixels without a prior."
+        f"In colour {tokens} tokens + {pixels} pixels a patch + 1 {sign} "
+        f"{patches.width} features: the tokens {verb} the pixels without a prior. "
+        "Grey images have a third of the pixels."
     )
 
 

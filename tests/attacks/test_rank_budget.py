@@ -69,7 +69,7 @@ def test_images_say_whether_patches_are_fixed(vit_s: Path, fashion_mnist: Path) 
     (found,) = rank_budget(knowledge.model, config)
     # A picture of 28 x 28 is four patches of 14 x 14 in three colours, and a class.
     assert found.needed == 5
-    assert "5 tokens + 588 pixels a patch + 1 > 384 features" in found.detail
+    assert "In colour 5 tokens + 588 pixels a patch + 1 > 384 features" in found.detail
 
 
 def test_updates_show_as_many_directions_as_the_tokens_have() -> None:
