@@ -12,7 +12,7 @@ from typing import Literal
 
 from fedpeft.audit.intervals import fewest_victims
 from fedpeft.audit.policy import ANY, Line, Policy, fits
-from fedpeft.audit.reading import deciding, is_claimed
+from fedpeft.audit.reading import deciding, headline_trial, is_claimed
 from fedpeft.audit.results import (
     AttackResult,
     Audit,
@@ -130,12 +130,12 @@ def judge_claim(audit: Audit) -> Gate:
 
 def _reach(audit: Audit) -> str:
     """Says how much could have been shown: a short trial refutes little."""
-    bounds = [bound for trial in audit.dp_trials if (bound := deciding(trial))]
-    if audit.claim is None or not bounds:
+    trial = headline_trial(audit.dp_trials)
+    bound = deciding(trial) if trial else None
+    if trial is None or bound is None:
         return "No trial could have shown any epsilon."
-    most = lower_epsilon(max(bound.ceiling for bound in bounds))
-    claimed = upper_epsilon(audit.claim.planned_epsilon)
-    return f"The trials could have shown epsilon {most} at most; {claimed} is claimed."
+    most, claimed = lower_epsilon(bound.ceiling), upper_epsilon(trial.epsilon_upper)
+    return f"What is nearest to a whole run could have shown {most} of {claimed}."
 
 
 def _gate(line: Line, audit: Audit) -> Gate:
