@@ -199,7 +199,9 @@ def test_a_check_that_could_refute_and_could_not_be_made_is_no_pass(trials) -> N
 def test_what_the_trials_could_have_shown_stands_beside_the_claim() -> None:
     gate = judge_claim(audit())
     assert gate.status == "pass"
-    assert gate.detail.endswith("Whole run: 7.02 of 7.94 could have been shown.")
+    assert gate.detail.endswith(
+        "What is nearest to a whole run could have shown 7.02 of 7.94."
+    )
     nothing = judge_claim(audit(dp_trials=(trial(bounds=()),)))
     assert nothing.detail.endswith("No trial could have shown any epsilon.")
 
