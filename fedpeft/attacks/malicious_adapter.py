@@ -24,6 +24,14 @@ from typing import ClassVar, TypeGuard
 import torch
 from torch.nn import functional as F
 
+from fedpeft.attacks._bins import (
+    caught_in_bins,
+    close,
+    make_bins,
+    modules_below,
+    normal,
+    places_of_bins,
+)
 from fedpeft.attacks._inputs import Rows, kept_inputs
 from fedpeft.attacks._text_scores import words_of
 from fedpeft.attacks.attack import (
@@ -33,7 +41,6 @@ from fedpeft.attacks.attack import (
     Observation,
     Scores,
     Secret,
-    Seen,
     View,
 )
 from fedpeft.attacks.threats import ThreatModel
@@ -41,11 +48,6 @@ from fedpeft.data import Encoded
 from fedpeft.model import TaskModel, shared_state
 from fedpeft.tasks import CausalLanguageModelling, TextClassification
 from fedpeft.tensors import Tensors
-
-_DOWN, _UP = ".down.weight", ".up.weight"
-_COMPONENTS = 8
-_FAR = 2.0
-"""Times the median norm; beyond are special tokens, which would take all the bins."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +76,7 @@ class Caught:
         The mean over the vectors of the relative distance to the record's nearest
         token, each at most 1.
         """
-        rows = kept_inputs(self.model, self.state, _modules(self.places), examples)
+        rows = kept_inputs(self.model, self.state, modules_below(self.places), examples)
         return torch.tensor([self._distance(row) for row in rows]).double()
 
     def _distance(self, row: Sequence[torch.Tensor]) -> float:
@@ -120,7 +122,7 @@ class MaliciousAdapter(Attack[Caught]):
 
     def misfit(self, knowledge: Knowledge) -> str | None:
         """Wants adapters with thresholds, and public records to set them by."""
-        if not _places(shared_state(knowledge.model)):
+        if not places_of_bins(shared_state(knowledge.model)):
             return "no adapter has a bias before its nonlinearity, to be a threshold"
         if not knowledge.surrogate:
             return "there are no public records to set thresholds by"
@@ -131,45 +133,32 @@ class MaliciousAdapter(Attack[Caught]):
         if self.misfit(knowledge):
             return None
         state = {name: t.clone() for name, t in shared_state(knowledge.model).items()}
-        for place in _places(state):
-            state[f"{place}{_UP}"].zero_()
-            state[f"{place}.up.bias"].zero_()
-        places = _places(state)[: self.depth]
+        for place in places_of_bins(state):
+            close(state, place)
+        places = places_of_bins(state)[: self.depth]
         rows = self._public(knowledge, state)
         for number, place in enumerate(places):
             tokens = torch.cat([row[number] for row in rows])
-            self._make_bins(state, place, tokens, rng)
+            make_bins(
+                state,
+                place,
+                tokens,
+                rng,
+                sharpness=self.sharpness,
+                strength=self.strength,
+            )
         if "head.weight" in state:
             labels, features = state["head.weight"].shape
-            axis = F.normalize(_normal(features, rng), dim=0)
+            axis = F.normalize(normal(features, rng), dim=0)
             signs = (-1.0) ** torch.arange(labels)
             state["head.weight"] = self.head_norm * signs[:, None] * axis
         return state
 
-    def _make_bins(
-        self, state: Tensors, place: str, tokens: torch.Tensor, rng: torch.Generator
-    ) -> None:
-        """Overwrites one adapter, of which public `tokens` are the inputs."""
-        width, features = state[f"{place}{_DOWN}"].shape
-        norms = tokens.norm(dim=1)
-        tokens = tokens[norms < _FAR * norms.median()]
-        _, spread, axes = torch.linalg.svd(tokens - tokens.mean(0), full_matrices=False)
-        drawn = _normal(min(_COMPONENTS, len(spread)), rng)
-        axis = F.normalize((drawn * spread[: len(drawn)]) @ axes[: len(drawn)], dim=0)
-        thresholds = torch.quantile(tokens @ axis, (torch.arange(width) + 0.5) / width)
-        scale = self.sharpness / thresholds.diff().median()
-        state[f"{place}{_DOWN}"] = (scale * axis).repeat(width, 1)
-        state[f"{place}.down.bias"] = -scale * thresholds
-        # Four neighbours of these signs cancel for what lies above all of them.
-        signs = torch.tensor([1.0, -1.0, -1.0, 1.0]).repeat(width)[:width]
-        carrier = F.normalize(_normal(features, rng), dim=0)
-        state[f"{place}{_UP}"] = self.strength * carrier[:, None] * signs
-
     def run(self, observation: Observation, rng: torch.Generator) -> Caught:
         """Divides differences of rows by those of biases, and names tokens."""
         knowledge, seen = observation.knowledge, observation.seen[-1]
-        places = tuple(_places(seen.state)[: self.depth])
-        vectors = tuple(_caught_at(place, seen) for place in places)
+        places = tuple(places_of_bins(seen.state)[: self.depth])
+        vectors = tuple(caught_in_bins(place, seen) for place in places)
         tokens, usual = None, frozenset[int]()
         if _are_texts(knowledge.surrogate):
             known = self._public(knowledge, seen.state)
@@ -193,11 +182,11 @@ class MaliciousAdapter(Attack[Caught]):
     def _public(self, knowledge: Knowledge, state: Tensors) -> Rows:
         """Returns what the adapters are given for the public records."""
         assert knowledge.surrogate is not None
-        places = _places(state)[: self.depth]
+        places = places_of_bins(state)[: self.depth]
         return kept_inputs(
             knowledge.model,
             state,
-            _modules(places),
+            modules_below(places),
             knowledge.surrogate,
             self.surrogate,
         )
@@ -243,35 +232,6 @@ class MaliciousAdapter(Attack[Caught]):
         return words_of(task, truth), " ".join(named)
 
 
-def _places(state: Tensors) -> list[str]:
-    """Returns how the names of adapters with a threshold begin, the lowest first."""
-    found = [name.removesuffix(_DOWN) for name in state if name.endswith(_DOWN)]
-    ends = (".down.bias", _UP, ".up.bias")
-    return [place for place in found if all(f"{place}{end}" in state for end in ends)]
-
-
-def _modules(places: Sequence[str]) -> list[str]:
-    return [f"{place}.down" for place in places]
-
-
-def _caught_at(place: str, seen: Seen) -> torch.Tensor:
-    """Returns one vector a bin in which something is, shape ``(n, width)``."""
-    up = seen.state[f"{place}{_UP}"].double()
-    signs = torch.sign(up.t() @ up[:, 0])
-    rows, sums = (
-        _differences(signs, seen.update[f"{place}.down.{part}"].double())
-        for part in ("weight", "bias")
-    )
-    vectors = (rows / sums[:, None]).float()
-    return vectors[vectors.isfinite().all(1)]
-
-
-def _differences(signs: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Returns each row minus the next, and the last; as if all had the same sign."""
-    same = (signs * rows.t()).t()
-    return torch.cat((same[:-1] - same[1:], same[-1:]))
-
-
 def _nearest(
     vectors: torch.Tensor, tokens: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -306,7 +266,3 @@ def _shares(
     """Returns the share of each record's distinct tokens that is found."""
     own = [set(ids.tolist()) - usual for ids in examples.inputs]
     return torch.tensor([len(t & found) / max(1, len(t)) for t in own]).double()
-
-
-def _normal(count: int, rng: torch.Generator) -> torch.Tensor:
-    return torch.randn(count, generator=rng)
