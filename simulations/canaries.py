@@ -163,8 +163,8 @@ def _own_plan(reply: TrainReply) -> Check:
     """What is trained follows the client's own plan, whatever a request may name."""
     return Check(
         "reply: a request under another plan is refused",
-        "ok" if reply.code != "ok" else "failed",
-        f"Expected a refusal, got the code {reply.code}.",
+        "ok" if reply.code == "config-mismatch" else "failed",
+        f"Expected the code config-mismatch, got {reply.code}.",
     )
 
 

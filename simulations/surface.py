@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 
+from fedpeft import __version__
 from fedpeft.audit.results import AttackResult
 from fedpeft.config import RunConfig
 from fedpeft.durable import write_atomically
@@ -48,8 +49,9 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Its file's; equal for equal configurations."""
-        return hashlib.sha256(self.config.to_toml().encode()).hexdigest()[:16]
+        """Its file's; equal for equal configurations of one version."""
+        measured = f"{__version__}\n{self.config.to_toml()}"
+        return hashlib.sha256(measured.encode()).hexdigest()[:16]
 
 
 def cells(config: RunConfig) -> list[Cell]:

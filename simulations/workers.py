@@ -91,7 +91,8 @@ class WorkerPool:
                 "A client process died, perhaps for lack of memory. Nothing was lost: "
                 "go on with --resume, with fewer [run] workers."
             ) from None
-        self._idle.put(connection)
+        finally:  # also of a dead worker: who waits for one is told at once
+            self._idle.put(connection)
         return reply
 
 

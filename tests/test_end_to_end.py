@@ -3,13 +3,14 @@
 import fcntl
 import json
 import math
+import multiprocessing
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from flwr.app import Context, RecordDict
+from flwr.app import Context, Message, RecordDict
 from safetensors.torch import load_file
 
 from client.flower import set_identity
@@ -318,6 +319,20 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(
     shutil.copy(finished / "config.toml", output)
     simulate(small_config(small_reviews), output, resume=True)
     assert torch.equal(_model(output), _model(finished))
+
+
+def test_everybody_who_waits_for_a_dead_worker_is_told() -> None:
+    set_identity()
+    before = set(multiprocessing.active_children())
+    pool = WorkerPool(1, {})
+    (worker,) = set(multiprocessing.active_children()) - before
+    worker.kill()
+    worker.join()
+    message = Message(RecordDict(), dst_node_id=1, message_type="train")
+    for answer in [pool.submit(message, client) for client in (0, 1)]:
+        with pytest.raises(RunError, match="A client process died"):
+            answer.result(timeout=60)
+    pool.close()
 
 
 def test_the_server_app_runs_as_flower_would_call_it_and_goes_on_when_told_to(

@@ -47,15 +47,15 @@ class Patches:
         """Features of a token."""
         return self.weight.shape[0]
 
-    def is_unique(self, num_images: int = 1) -> bool:
-        """Whether tokens within their own span fix the pixels without any prior.
+    def is_unique(self) -> bool:
+        """Whether one image's tokens within their own span fix its pixels.
 
         A span of b dimensions leaves ``width - b`` equations for the q pixels of a
         patch and the unknown scale of its token. With several images a combination of
         theirs is as good as each.
         """
-        spanned = num_images * len(self.places) + len(self.fixed)
-        return num_images == 1 and spanned + self.weight.shape[1] + 1 <= self.width
+        spanned = len(self.places) + len(self.fixed)
+        return spanned + self.weight.shape[1] + 1 <= self.width
 
     def embedded(self, images: torch.Tensor) -> torch.Tensor:
         """Returns patches before the normalisation.

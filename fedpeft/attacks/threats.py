@@ -6,7 +6,7 @@ the goal: a federation of adapters differs in these most.
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 Adversary = Literal["A", "B", "C", "D", "E", "F", "G", "H"]
 
@@ -81,6 +81,3 @@ class ThreatModel:
         if needed.backbone == "unverified" and self.backbone == "verified":
             lacking.append("a backbone that nobody verifies")
         return lacking
-
-
-GOALS: tuple[Goal, ...] = get_args(Goal)

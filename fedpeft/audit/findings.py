@@ -14,12 +14,11 @@ from fedpeft.audit.gates import Verdict
 from fedpeft.audit.reading import (
     headline,
     is_above_control,
-    is_claimed,
     is_covered,
     ranked,
     setting_words,
 )
-from fedpeft.audit.results import AttackResult, Audit, Claim, Column
+from fedpeft.audit.results import AttackResult, Audit, Claim, Column, DpTrial
 from fedpeft.audit.wording import (
     attack_words,
     interval,
@@ -83,13 +82,12 @@ def _refutations(audit: Audit) -> Iterator[Finding]:
             yield Finding("this-run", "grave", text, stop)
 
 
-def _trial(trial: object) -> str:
-    name, detail = getattr(trial, "trial", ""), getattr(trial, "detail", "")
-    return f"the trial '{name}': {detail}"
+def _trial(trial: DpTrial) -> str:
+    return f"the trial '{trial.trial}': {trial.detail}"
 
 
 def _missing_promise(audit: Audit) -> Iterator[Finding]:
-    if not is_claimed(audit.claim):
+    if audit.claim is None:
         yield Finding(
             "this-run",
             "grave",
@@ -130,7 +128,7 @@ def _leaks(audit: Audit) -> Iterator[Finding]:
 
 def _advice(claim: Claim | None, result: AttackResult) -> str:
     """Names what would protect against the adversary of an attack, unmeasured."""
-    if claim is None or not is_claimed(claim):
+    if claim is None:
         return "Set [privacy] unit and target_epsilon."
     if not is_covered(claim, result):
         return (
@@ -181,7 +179,7 @@ def _failed_checks(audit: Audit) -> Iterator[Finding]:
 
 
 def _budget(claim: Claim | None) -> Iterator[Finding]:
-    if claim is None or not is_claimed(claim) or math.isinf(claim.target_epsilon):
+    if claim is None or math.isinf(claim.target_epsilon):
         return
     spent = (
         f"{upper_epsilon(claim.spent_epsilon)} of {upper_epsilon(claim.target_epsilon)}"
@@ -244,7 +242,7 @@ def _open_inputs(audit: Audit) -> Iterator[Finding]:
     places = [each for each in audit.rank_budget if each.verdict == "exact"]
     if places:
         worst = max(places, key=lambda each: each.rows - each.needed)
-        private = is_claimed(audit.claim)
+        private = audit.claim is not None
         yield Finding(
             "this-run",
             "plain" if private else "notable",

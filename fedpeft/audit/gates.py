@@ -12,7 +12,7 @@ from typing import Literal
 
 from fedpeft.audit.intervals import fewest_victims
 from fedpeft.audit.policy import ANY, Line, Policy, fits
-from fedpeft.audit.reading import deciding, headline_trial, is_claimed
+from fedpeft.audit.reading import deciding, headline_trial
 from fedpeft.audit.results import (
     AttackResult,
     Audit,
@@ -118,7 +118,7 @@ def judge_claim(audit: Audit) -> Gate:
     detail = f"{tried}; none refutes it. {_reach(audit)}"
     if refuting:
         status, detail = "fail", " ".join(refuting)
-    elif not is_claimed(audit.claim):
+    elif audit.claim is None:
         status, detail = "not-claimed", "The run has no differential privacy."
     elif not trials and not checks:
         status, detail = "inconclusive", "Nothing was tried against it."
@@ -153,15 +153,13 @@ def _check_gate(line: Line, pattern: str, audit: Audit) -> Gate:
         near = nearest(pattern, [check.check for check in audit.checks])
         detail = f"No such check was made{near}".rstrip(".") + "."
         return _bare(line, "inconclusive", detail)
-    for status, meaning in (("failed", "fail"), ("unknown", "inconclusive")):
+    meanings: dict[str, Status] = {"failed": "fail", "unknown": "inconclusive"}
+    for status, meaning in meanings.items():
         worst = [check for check in found if check.status == status]
         if worst:
-            return _bare(line, _STATUS[meaning], _listed(worst), status)
+            return _bare(line, meaning, _listed(worst), status)
     count = f"{len(found)} check{'s' * (len(found) > 1)} in order."
     return _bare(line, "pass", count, "ok")
-
-
-_STATUS: dict[str, Status] = {"fail": "fail", "inconclusive": "inconclusive"}
 
 
 def _listed(checks: list[Check]) -> str:
@@ -169,7 +167,7 @@ def _listed(checks: list[Check]) -> str:
 
 
 def _claim_gate(line: Line, name: str, claim: Claim | None) -> Gate:
-    if claim is None or not is_claimed(claim):
+    if claim is None:
         return _bare(line, "fail", "The run has no differential privacy.", "unbounded")
     field, _, among = name.partition(".")
     observed = getattr(claim, field)

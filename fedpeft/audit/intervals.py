@@ -59,27 +59,6 @@ def upper_limit(successes: int, trials: int, alpha: float) -> float:
     return float(special.betainccinv(successes + 1, trials - successes, alpha))
 
 
-def wilson(successes: int, trials: int, alpha: float = 0.05) -> tuple[float, float]:
-    """Returns a proportion's interval by the score test: shorter, and approximate.
-
-    For figures; what decides anything takes :func:`clopper_pearson`.
-
-    >>> low, high = wilson(5, 10)
-    >>> round(low, 3), round(high, 3)
-    (0.237, 0.763)
-
-    Source:
-        Wilson (1927), https://doi.org/10.1080/01621459.1927.10502953.
-    """
-    check_counts(successes, trials)
-    check_alpha(alpha)
-    share, square = successes / trials, float(special.ndtri(alpha / 2)) ** 2
-    centre = (share + square / (2 * trials)) / (1 + square / trials)
-    spread = share * (1 - share) / trials + square / (4 * trials**2)
-    half = math.sqrt(square * spread) / (1 + square / trials)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def bootstrap_mean(
     values: Sequence[float] | npt.NDArray[np.float64],
     *,
@@ -90,8 +69,8 @@ def bootstrap_mean(
 ) -> tuple[float, float]:
     """Returns the interval of a mean: BCa bootstrap, Student t and what is unseen.
 
-    Values of one victim depend on each other, so there must be one value a victim: see
-    :func:`mean_by_victim`. A paired difference is a mean of differences.
+    Values of one victim depend on each other, so there must be one value a victim. A
+    paired difference is a mean of differences.
 
     It is the hull of the BCa interval, of Student's, and, where both ends of the range
     are known and :func:`may_hide_others`, of the unseen: at most the share
@@ -192,25 +171,6 @@ def _student(data: npt.NDArray[np.float64], alpha: float) -> _Interval:
 
 def _hull(one: _Interval, other: _Interval) -> _Interval:
     return min(one[0], other[0]), max(one[1], other[1])
-
-
-def mean_by_victim(
-    values: Sequence[float], victims: Sequence[int | str]
-) -> npt.NDArray[np.float64]:
-    """Returns one mean a victim, in the order in which victims first appear.
-
-    >>> mean_by_victim([1.0, 0.0, 1.0], ["a", "a", "b"]).tolist()
-    [0.5, 1.0]
-    """
-    if len(values) != len(victims):
-        raise ValueError(
-            f"Expected one victim for each value, got {len(values)} values and "
-            f"{len(victims)} victims: repeat a victim's name for each of its values."
-        )
-    of_victim: dict[int | str, list[float]] = {}
-    for value, victim in zip(values, victims, strict=True):
-        of_victim.setdefault(victim, []).append(value)
-    return np.array([np.mean(own) for own in of_victim.values()])
 
 
 def finite(

@@ -1,7 +1,5 @@
 """From the bytes of a run to observations: what each adversary saw of each client."""
 
-import torch
-
 from fedpeft.attacks.attack import Seen
 from fedpeft.audit.recording import Answer, Records
 from fedpeft.compression import COMPRESSORS
@@ -58,28 +56,3 @@ def _is_possible(answer: Answer, config: RunConfig) -> bool:
 
 def _decode(compressor: Compressor, payload: bytes, like: Tensors) -> Tensors:
     return compressor.decompress(Payload.from_bytes(payload), like)
-
-
-def aggregate(clients: list[tuple[Seen, ...]]) -> tuple[Seen, ...]:
-    """Returns the mean update of each round: what is seen where only a sum is.
-
-    Args:
-        clients: each client's rounds, of the same rounds for all.
-
-    Raises:
-        ValueError: if a client is missing in a round.
-    """
-    rounds = [tuple(part.server_round for part in parts) for parts in clients]
-    if len(set(rounds)) != 1:
-        raise ValueError("Expected all clients in the same rounds, got others.")
-    return tuple(
-        Seen(
-            parts[0].server_round,
-            parts[0].state,
-            {
-                name: torch.stack([part.update[name] for part in parts]).mean(0)
-                for name in parts[0].update
-            },
-        )
-        for parts in zip(*clients, strict=True)
-    )

@@ -9,11 +9,6 @@ from fedpeft.audit.wording import plain
 _MUCH = {"dB": 30.0, "bits": 20.0}
 
 
-def is_claimed(claim: Claim | None) -> bool:
-    """Whether there is a guarantee at all."""
-    return claim is not None and claim.unit != "none"
-
-
 def is_covered(claim: Claim, result: AttackResult) -> bool:
     """Whether a claim speaks of what an attack was shown.
 

@@ -204,13 +204,13 @@ class Claim:
     """The guarantee as it is claimed; every figure as the run states it.
 
     Attributes:
-        unit: ``example``, ``person``, ``client`` or ``none``.
-        relation: the neighbouring relation; empty without privacy.
-        target_epsilon: asked for; infinity without privacy.
+        unit: ``example``, ``person`` or ``client``.
+        relation: the neighbouring relation.
+        target_epsilon: asked for; infinity where only noise was.
         planned_epsilon: of the plan.
         spent_epsilon: of the worst client's ledger.
         delta: of all three.
-        noise_multiplier: of the plan; 0 without privacy.
+        noise_multiplier: of the plan.
         sampling_rate: of a step.
         steps: a round.
         participations: at most, of one client.
@@ -218,8 +218,8 @@ class Claim:
         accountant: and its version.
         noise: ``secure`` or ``seeded``.
         holds_against: who may be the adversary.
-        largest_success: 1 / N -> the most that any adversary with so small a prior
-            chance can reach by this epsilon's trade-off curve, both shares.
+        largest_success: N -> the most that any adversary with a prior chance
+            of 1 / N can reach by this epsilon's trade-off curve, both shares.
     """
 
     unit: str
@@ -249,7 +249,7 @@ class Audit:
         config: the resolved configuration, by section; of paths the last part alone.
         config_hash: of the whole of it.
         system: backbone, fingerprint, task, method, numbers of parameters, versions.
-        federation: clients, rounds, cohort, local steps, optimiser.
+        federation: clients, rounds, cohort, optimiser.
         release: clipping, noise, compression, their order, precision.
         claim: the guarantee; None without privacy.
         checks: facts about this run.
@@ -258,7 +258,7 @@ class Audit:
         rank_budget: by place.
         surface: attack results over a grid, each with its settings.
         limitations: what was not tested, in sentences.
-        provenance: commands, seeds, machine, wall time.
+        provenance: seeds, decoys, machine, wall time.
     """
 
     run: str

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 
+from fedpeft.attacks import ATTACKS as MENU
 from fedpeft.attacks.threats import ADVERSARIES, ThreatModel
 from fedpeft.audit.results import Claim, Estimate
 
@@ -53,12 +54,8 @@ CLAIM = {
 }
 """Field of a claim -> what a report calls it, where the field says too little."""
 
-_OTHER_UNITS = {
-    "psnr": "dB",
-    "ssim": "",
-    "feature_cosine": "",
-    "exposure": "bits",
-    "exposure_extrapolated": "bits",
+_METRIC_UNITS = {
+    metric: unit for attack in MENU.values() for metric, unit in attack.metrics.items()
 }
 
 _UNITS = {
@@ -94,8 +91,8 @@ def metric_words(metric: str) -> str:
 
 
 def metric_unit(metric: str) -> str:
-    """Returns the unit of a metric of the menu; most are shares."""
-    return _OTHER_UNITS.get(metric, "share" if metric in METRICS else "")
+    """Returns the unit of a metric of the menu."""
+    return _METRIC_UNITS.get(metric, "")
 
 
 def adversary_words(threat: ThreatModel) -> str:

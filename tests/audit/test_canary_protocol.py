@@ -53,3 +53,10 @@ def test_a_second_answer_that_is_charged_is_a_failure_and_refutes_nothing(
     assert _failed("example") == {
         "reply: one request has one answer, whenever it is asked": False
     }
+
+
+def test_a_client_that_compares_no_plan_is_a_failure(monkeypatch) -> None:
+    monkeypatch.setattr(client.answer, "_mismatch", lambda site, request: None)
+    assert _failed("example") == {
+        "reply: a request under another plan is refused": False
+    }

@@ -17,7 +17,7 @@ from fedpeft.audit.page.drawing import (
     canvas,
     to_svg,
 )
-from fedpeft.audit.reading import deciding, headline_trial, is_claimed
+from fedpeft.audit.reading import deciding, headline_trial
 from fedpeft.audit.results import BoundResult, Claim, Column, DpTrial
 from fedpeft.audit.wording import UNKNOWN, lower_epsilon, upper_epsilon
 
@@ -30,7 +30,7 @@ def epsilon_picture(claim: Claim | None, trials: Sequence[DpTrial]) -> Picture |
 
     None where nothing is claimed.
     """
-    if claim is None or not is_claimed(claim):
+    if claim is None:
         return None
     trial = headline_trial(trials)
     bound = deciding(trial) if trial else None

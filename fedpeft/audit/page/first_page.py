@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedpeft.audit.gates import Gate, Verdict
-from fedpeft.audit.reading import headline, is_claimed, is_covered, ranked
+from fedpeft.audit.reading import headline, is_covered, ranked
 from fedpeft.audit.results import AttackResult, Audit, Column, Estimate
 from fedpeft.audit.wording import (
     adversary_words,
@@ -122,7 +122,7 @@ def odds(audit: Audit) -> Odds:
     Of those that the claim speaks of: beside what others did, its bound would mislead.
     """
     name = "identification_top1"
-    claim = audit.claim if is_claimed(audit.claim) else None
+    claim = audit.claim
     tried = [each for each in audit.attacks if name in each.metrics]
     found = [each for each in tried if claim is None or is_covered(claim, each)]
     best = max(found, key=lambda each: each.metrics[name].value, default=None)
@@ -233,7 +233,7 @@ def _invalid(audit: Audit) -> tuple[str, ...]:
         f"Another configuration than {audit.config_hash[:12]}, backbone or version.",
         f"Further training on the same data: {more}another run of the same clients.",
     ]
-    if is_claimed(audit.claim):
+    if audit.claim is not None:
         conditions.append(
             "One person's records at several clients: epsilon is that of one client."
         )
