@@ -1,6 +1,5 @@
 """Gives every attack just what it needs, and has it judged."""
 
-import contextlib
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,6 +12,7 @@ from fedpeft.attacks.threats import Access, ReleaseForm, ThreatModel
 from fedpeft.audit.judging import judge
 from fedpeft.audit.results import AttackResult, Column
 from fedpeft.config import RunConfig, build
+from fedpeft.errors import FedpeftError
 from fedpeft.sections import Component
 from fedpeft.seeds import generator
 from simulations.observing import Stage, is_suspected, provoke, with_candidates
@@ -62,11 +62,12 @@ def _run_attack(
 ) -> AttackResult:
     """Gives an attack just what it needs, and judges it."""
     needs, facts = attack.needs, {}
+    cases, lack = _usable(attack, cases)
     access = _granted(needs, cases)
     if needs.goal == "membership":
         cases = with_candidates(cases, members=_MEMBERS)
         if access == "final-model":
-            cases = _with_references(stage, cases)
+            cases, lack = _with_references(stage, cases)
     fits = bool(cases) and attack.misfit(cases[0].observation.knowledge) is None
     if fits and needs.goal == "extract":
         with tempfile.TemporaryDirectory() as folder:
@@ -79,8 +80,9 @@ def _run_attack(
             facts = {"clients refuse the state": is_suspected(stage, crafted)}
     form = release_form(stage.config)
     threat = replace(needs, access=access, release=form)
-    if threat.adversary in "AB" and stage.config.training.optimizer == "adamw":
-        threat = replace(threat, adversary="C")  # it reckons with rate and steps
+    is_adaptive = stage.config.training.optimizer == "adamw"
+    if attack.undoes_optimizer and threat.adversary in "AB" and is_adaptive:
+        threat = replace(threat, adversary="C")
     seed = stage.config.run.seed
     result = judge(
         name,
@@ -91,7 +93,17 @@ def _run_attack(
         column=column,
         classes=stage.decoys.label_names,
     )
-    return replace(result, settings={**result.settings, **facts})
+    misfit = lack if result.misfit and lack else result.misfit
+    return replace(result, settings={**result.settings, **facts}, misfit=misfit)
+
+
+def _usable(
+    attack: Attack[Any], cases: Sequence[Case]
+) -> tuple[Sequence[Case], str | None]:
+    """Leaves out victims of whom too little was seen; says why if none or 1 is left."""
+    lacks = [attack.unusable(case.observation) for case in cases]
+    usable = [case for case, lack in zip(cases, lacks, strict=True) if lack is None]
+    return usable, next(filter(None, lacks), None) if len(usable) < 2 else None
 
 
 def _granted(needs: ThreatModel, cases: Sequence[Case]) -> Access:
@@ -106,19 +118,23 @@ def _granted(needs: ThreatModel, cases: Sequence[Case]) -> Access:
     return "updates" if several and needs.adversary not in "FGH" else needs.access
 
 
-def _with_references(stage: Stage, cases: Sequence[Case]) -> list[Case]:
+def _with_references(
+    stage: Stage, cases: Sequence[Case]
+) -> tuple[list[Case], str | None]:
     """Gives all the same reference models, and the released one alone to attack.
 
-    Where none can be trained, such as with too few public records, the attack says that
-    it has none.
+    Where none can be trained, such as where something stays at the clients, says why.
     """
-    knowledge = cases[0].observation.knowledge
-    with contextlib.suppress(ValueError):
+    knowledge, lack = cases[0].observation.knowledge, None
+    try:
         knowledge = with_references(knowledge, len(stage.decoys.label_names))
-    return [
+    except FedpeftError as error:
+        lack = f"there are no reference models: {str(error).removesuffix('.')}"
+    alone = [
         replace(case, observation=_of_model(case.observation, knowledge))
         for case in cases
     ]
+    return alone, lack
 
 
 def _of_model(observation: Observation, knowledge: Knowledge) -> Observation:

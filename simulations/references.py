@@ -16,13 +16,13 @@ from fedpeft.aggregation import build_aggregator
 from fedpeft.attacks.attack import Knowledge
 from fedpeft.config import RunConfig
 from fedpeft.data import Encoded
-from fedpeft.errors import ConfigError
+from fedpeft.errors import ConfigError, RunError
 from fedpeft.interfaces import Update
 from fedpeft.model import build_model, shared_state
 from fedpeft.privacy import SeededRandomness, make_plan
 from fedpeft.privacy.draws import Draws
 from fedpeft.seeds import derive_seed, generator
-from fedpeft.tensors import Tensors, add, scale, zeros_like
+from fedpeft.tensors import Tensors, add, flatten, scale, zeros_like
 from fedpeft.training import decayed, shuffled_batches, train_locally
 from server.cohort import drawn, rotation
 from server.setup import private_rule
@@ -45,7 +45,7 @@ def with_references(
 
     Raises:
         ConfigError: if something stays at the clients, which the released model lacks.
-        ValueError: for an odd number, or too few public records.
+        RunError: for an odd number, too few public records, or if training diverges.
     """
     config, surrogate = knowledge.config, knowledge.surrogate
     if config.peft.share is not None:
@@ -54,7 +54,7 @@ def with_references(
             "a whole: leave shadow_membership out."
         )
     if surrogate is None or number < 2 or number % 2:
-        raise ValueError(
+        raise RunError(
             f"Expected public records and an even number of models, got {number}."
         )
     halves = list(_halves(config, len(surrogate), number, size))
@@ -75,13 +75,13 @@ def _halves(
     """Yields each model's records: pair by pair two halves of the same ones.
 
     Raises:
-        ValueError: if there is not one for each client.
+        RunError: if there is not one for each client.
     """
     clients, nominal = config.partition.num_clients, config.data.nominal_examples
     wanted = size or (nominal * clients if nominal else records)
     half = min(wanted, records // 2)
     if half < clients:
-        raise ValueError(
+        raise RunError(
             f"Expected {2 * clients} public records or more, got {records}: each of "
             "the run's clients takes one."
         )
@@ -108,6 +108,9 @@ def train_reference(
         start: the state before the first round.
         records: positions of those that are trained on, dealt to clients in turn.
         index: of the model, for what is drawn.
+
+    Raises:
+        RunError: if an update is not finite.
     """
     config, plan = site.config, site.plan
     seed = derive_seed(config.run.seed, "reference", index)
@@ -125,6 +128,11 @@ def train_reference(
         for client in _cohort(own, server_round):
             turn = derive_seed(seed, "turn", client, server_round)
             update = _train(site, state, parts[client], server_round, turn)
+            if not flatten(update).isfinite().all():
+                raise RunError(
+                    "Expected finite updates of reference models, got others: their "
+                    "training diverged."
+                )
             sent, residuals[client] = _sent(site, update, residuals[client], turn)
             updates.append(Update(sent, len(parts[client])))
         step, memory = aggregator.aggregate(updates, memory)

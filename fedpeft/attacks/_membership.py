@@ -32,11 +32,14 @@ def membership_scores(guess: torch.Tensor, secret: Secret) -> Scores:
         secret: says which are members.
 
     Raises:
-        ValueError: unless there are members and others among them.
+        ValueError: unless there are members and others among them, each with a finite
+            score.
     """
     is_member = secret.is_member
     if is_member is None or len(is_member) != len(guess):
         raise ValueError("Expected the truth of every candidate, got another number.")
+    if not guess.isfinite().all():  # compared with others, none would count as less
+        raise ValueError("Expected a finite score of every candidate, got another.")
     members, others = guess[is_member].double(), guess[~is_member].double()
     if not len(members) or not len(others):
         raise ValueError(

@@ -37,16 +37,17 @@ class Reading:
     deviations: Tensors
 
 
-def read(seen: Seen, config: RunConfig, relative_noise: float = 0.0) -> Reading:
+def read(seen: Seen, knowledge: Knowledge, relative_noise: float = 0.0) -> Reading:
     """Reads one round's update as far as it goes.
 
     Args:
         seen: the state sent and the update received.
-        config: of the run; the compression and, for an adversary of C and above, the
-            optimiser are taken from it.
+        knowledge: the compression and, for an adversary of C and above, the optimiser
+            are taken from its configuration; from its model, what the head is.
         relative_noise: that each tensor is known to carry, over its own norm.
     """
-    noise = _common_noise(seen.update) if _is_noised(config) else 0.0
+    config = knowledge.config
+    noise = _common_noise(seen.update) if config.is_dp_sgd else 0.0
     bits = _BITS[str(config.compression.options.get("dtype", "fp32"))]
     exact = scale(rounding(seen.state, seen.update), local_steps(config) ** 0.5)
     values, deviations = {}, {}
@@ -59,14 +60,14 @@ def read(seen: Seen, config: RunConfig, relative_noise: float = 0.0) -> Reading:
         error = (error + _dropped(update).square()).sqrt()
         values[name], deviations[name] = update, error
     reading = Reading(values, deviations)
-    return _before_adam(reading, seen.state, config, seen.server_round)
+    return _before_adam(reading, seen, knowledge)
 
 
 def read_all(
-    seen: Sequence[Seen], config: RunConfig, relative_noise: float = 0.0
+    seen: Sequence[Seen], knowledge: Knowledge, relative_noise: float = 0.0
 ) -> list[Reading]:
     """Reads every round's."""
-    return [read(one, config, relative_noise) for one in seen]
+    return [read(one, knowledge, relative_noise) for one in seen]
 
 
 def _dropped(update: torch.Tensor) -> torch.Tensor:
@@ -85,10 +86,6 @@ def _dropped(update: torch.Tensor) -> torch.Tensor:
     return torch.where(kept, 0.0, least / math.sqrt(3))
 
 
-def _is_noised(config: RunConfig) -> bool:
-    return config.privacy.unit in ("example", "person")
-
-
 def _common_noise(update: Tensors) -> float:
     """Returns the deviation of noise that all entries share: half of them lie within.
 
@@ -97,22 +94,22 @@ def _common_noise(update: Tensors) -> float:
     return float(flatten(update).double().abs().median()) / 0.6745
 
 
-def _before_adam(
-    reading: Reading, state: Tensors, config: RunConfig, server_round: int
-) -> Reading:
+def _before_adam(reading: Reading, seen: Seen, knowledge: Knowledge) -> Reading:
     """Undoes AdamW's first step, ``-rate * g / (|g| + epsilon)``: it keeps g's size.
 
     The step falls short of the rate by ``epsilon / |g|``, which single precision shows
     for all but the largest gradients: a sign is not all that travels. Several steps
     are read as one of their mean.
     """
-    section = config.training
+    section = knowledge.config.training
     if section.optimizer != "adamw":
         return reading
-    rate = section.learning_rate * local_steps(config) * decay(config, server_round)
+    steps = local_steps(knowledge.config)
+    rate_of = _rate_of_each(knowledge, seen.server_round)
     values, deviations = {}, {}
     for name, update in reading.values.items():
-        shrunk = rate * section.weight_decay * state[name].double()
+        rate = rate_of[name] * steps
+        shrunk = rate * section.weight_decay * seen.state[name].double()
         share = ((update + shrunk).abs() / rate).clamp(max=1 - 1e-7)
         values[name] = (update + shrunk).sign() * share / (1 - share)
         deviations[name] = reading.deviations[name] / rate / (1 - share) ** 2
@@ -149,3 +146,11 @@ def rates(knowledge: Knowledge, server_round: int) -> list[dict[str, Any]]:
             "lr": factor * head_rate,
         },
     ]
+
+
+def _rate_of_each(knowledge: Knowledge, server_round: int) -> dict[str, float]:
+    """Returns the learning rate of every trained parameter, by name."""
+    groups = rates(knowledge, server_round)
+    rate_of = {id(p): group["lr"] for group in groups for p in group["params"]}
+    named = knowledge.model.module.named_parameters()
+    return {name: rate_of[id(p)] for name, p in named if p.requires_grad}

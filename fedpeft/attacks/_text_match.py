@@ -38,13 +38,13 @@ class TextMatch:
     def of(self, sentence: torch.Tensor) -> float:
         """Returns the mean cosine, -1 to 1; 1 for a perfect explanation."""
         update = self._simulate(sentence)
-        config = self.knowledge.config
-        mine = read(Seen(self.seen.server_round, self.seen.state, update), config)
-        theirs = read(self.seen, config, self.relative_noise)
+        sent = Seen(self.seen.server_round, self.seen.state, update)
+        mine = read(sent, self.knowledge)
+        theirs = read(self.seen, self.knowledge, self.relative_noise)
         cosines = [
             _cosine(mine.values[name], theirs.values[name])
-            for name, sent in self.seen.update.items()
-            if bool((sent != 0).any())
+            for name, observed in self.seen.update.items()
+            if bool((observed != 0).any())
         ]
         return float(torch.stack(cosines).mean()) if cosines else 0.0
 

@@ -114,15 +114,26 @@ class Attack(ABC, Generic[Guess]):
         metrics: name of each score -> its unit: ``share`` (0 to 1), ``dB``, ``bits``,
             or ``""`` (a likeness, -1 to 1). The first one is the attack's headline.
             Larger is worse for the client, always.
+        undoes_optimizer: whether it reckons back from AdamW's update to the gradient,
+            with learning rate and steps: then an adversary must know these.
     """
 
     needs: ClassVar[ThreatModel]
     metrics: ClassVar[dict[str, str]]
+    undoes_optimizer: ClassVar[bool] = False
 
     def misfit(self, knowledge: Knowledge) -> str | None:
         """Says why the attack cannot be tried on such a run; None if it can.
 
         One half sentence, such as "no low-rank factor reads the first block's input".
+        """
+        return None
+
+    def unusable(self, observation: Observation) -> str | None:
+        """Says why what was seen of a victim does not suffice; None if it does.
+
+        Neither for the attack nor, with another victim's updates, for its prior-only
+        control. One half sentence, as of :meth:`misfit`.
         """
         return None
 

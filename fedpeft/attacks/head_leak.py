@@ -64,6 +64,7 @@ class HeadLeak(Attack[HeadGuess]):
     num_records: int | None = None
 
     needs: ClassVar[ThreatModel] = ThreatModel("A", "update", "identify")
+    undoes_optimizer: ClassVar[bool] = True
     metrics: ClassVar[dict[str, str]] = {
         "identification_top1": "share",
         "label_accuracy": "share",
@@ -86,7 +87,7 @@ class HeadLeak(Attack[HeadGuess]):
         labels = labels_of(knowledge, seen, number)
         if labels is None:  # the head does not travel
             labels = torch.zeros(number, dtype=torch.int64)
-        reading = read(seen, knowledge.config)
+        reading = read(seen, knowledge)
         features = _features_of(reading, knowledge.model, labels)
         return HeadGuess(labels, features, knowledge.model, seen)
 

@@ -179,6 +179,7 @@ class ObservedRank(Attack[Exposed]):
     """
 
     needs: ClassVar[ThreatModel] = ThreatModel("A", "updates", "expose")
+    undoes_optimizer: ClassVar[bool] = True
     metrics: ClassVar[dict[str, str]] = {"observable_share": "share"}
 
     def misfit(self, knowledge: Knowledge) -> str | None:
@@ -192,7 +193,7 @@ class ObservedRank(Attack[Exposed]):
         del rng
         knowledge = observation.knowledge
         names = [r.name for r in _readers(knowledge.model, knowledge.config)]
-        readings = read_all(observation.seen, knowledge.config)
+        readings = read_all(observation.seen, knowledge)
         rows = stacked_rows(
             [reading.values for reading in readings],
             [reading.deviations for reading in readings],

@@ -119,8 +119,8 @@ def _strangers(knowledge: Knowledge, examples: Encoded) -> torch.Tensor:
     public, members = knowledge.surrogate, knowledge.reference_members
     assert public is not None
     assert members is not None
-    place = {_content(public, index): index for index in range(len(public))}
-    found = [place.get(_content(examples, index)) for index in range(len(examples))]
+    place = {_input_of(public, index): index for index in range(len(public))}
+    found = [place.get(_input_of(examples, index)) for index in range(len(examples))]
     unseen = torch.ones(len(members), len(examples), dtype=torch.bool)
     for column, index in enumerate(found):
         if index is not None:
@@ -128,7 +128,7 @@ def _strangers(knowledge: Knowledge, examples: Encoded) -> torch.Tensor:
     return unseen
 
 
-def _content(examples: Encoded, index: int) -> bytes:
+def _input_of(examples: Encoded, index: int) -> bytes:
     return examples.inputs[index].numpy().tobytes()
 
 

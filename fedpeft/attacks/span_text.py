@@ -81,6 +81,7 @@ class SpanText(Attack[torch.Tensor]):
     relative_noise: float = 0.0
 
     needs: ClassVar[ThreatModel] = ThreatModel("D", "updates", "reconstruct")
+    undoes_optimizer: ClassVar[bool] = True
     metrics: ClassVar[dict[str, str]] = {
         "token_top1": "share",
         "token_top10": "share",
@@ -131,7 +132,7 @@ class SpanText(Attack[torch.Tensor]):
         """
         knowledge = observation.knowledge
         task, inputs, surrogate = _parts(knowledge)
-        readings = read_all(observation.seen, knowledge.config, self.relative_noise)
+        readings = read_all(observation.seen, knowledge, self.relative_noise)
         rows = stacked_rows(
             [reading.values for reading in readings],
             [reading.deviations for reading in readings],

@@ -32,14 +32,18 @@ _SMALLEST = 1e-6
 _NOTHING = 1e-5
 """Of the largest singular value; below is rounding."""
 
+_FEWEST = 2
+"""Other clients' updates of a round that have a spread to compare with."""
+
 
 @dataclass(frozen=True)
 class UpdateMembership(Attack[torch.Tensor]):
     """One score a candidate, larger for a member; the mean over the rounds seen.
 
     Attributes:
-        measure: ``projection``, ``cosine`` or ``fedmia``, see above. The last takes the
-            other clients' updates as well, the second a backward pass a candidate.
+        measure: ``projection``, ``cosine`` or ``fedmia``, see above. The second takes a
+            backward pass a candidate, the last those of other clients' updates as well:
+            rounds with fewer than two of them are passed over.
         places: matrices that are looked at for ``projection``, from the lowest: deeper
             ones cost a longer pass. The head's is the last.
 
@@ -61,6 +65,16 @@ class UpdateMembership(Attack[torch.Tensor]):
             return "no trained matrix has fewer rows than its input has features"
         return None
 
+    def unusable(self, observation: Observation) -> str | None:
+        """Wants a round with three others for ``fedmia``: one more than it compares.
+
+        In the control, whoever is asked about is none of them.
+        """
+        rounds = self._rounds(observation)
+        if self.measure != "fedmia" or any(len(o) > _FEWEST for _, o in rounds):
+            return None
+        return "no round shows three other clients' updates to compare with"
+
     def run(self, observation: Observation, rng: torch.Generator) -> torch.Tensor:
         """Returns the scores, shape ``(candidates,)``, in doubles.
 
@@ -70,20 +84,29 @@ class UpdateMembership(Attack[torch.Tensor]):
         candidates = observation.candidates
         if candidates is None:
             raise ValueError("Expected candidates to ask about, got none.")
-        if self.measure == "fedmia" and len(observation.others) < 2:
+        rounds = self._rounds(observation)
+        if self.measure == "fedmia" and not rounds:
             raise ValueError(
-                f"Expected two other clients or more to compare with, got "
-                f"{len(observation.others)}: choose measure = 'cosine'."
+                f"Expected a round with {_FEWEST} updates of other clients or more to "
+                "compare with, got none: choose measure = 'cosine'."
             )
         model = observation.knowledge.model
         scores = [
-            self._score(model, candidates, seen, _same_round(observation.others, seen))
-            for seen in observation.seen
+            self._score(model, candidates, seen, others)
+            for seen, others in rounds
             if any(change.any() for change in seen.update.values())
         ]
         if not scores:  # such as a round in which nothing moved
             return torch.zeros(len(candidates))
         return torch.stack(scores).mean(0)
+
+    def _rounds(self, observation: Observation) -> list[tuple[Seen, list[Tensors]]]:
+        """Returns the rounds that can be scored, each with the others' updates."""
+        fewest = _FEWEST if self.measure == "fedmia" else 0
+        pairs = [
+            (seen, _same_round(observation.others, seen)) for seen in observation.seen
+        ]
+        return [(seen, others) for seen, others in pairs if len(others) >= fewest]
 
     def _score(
         self, model: TaskModel, candidates: Encoded, seen: Seen, others: list[Tensors]

@@ -12,6 +12,7 @@ from fedpeft.attacks._image_scores import identified, image_scores, psnr, ssim
 from fedpeft.attacks._images import blank_prior, learned_prior, pixels_of
 from fedpeft.attacks._likely_images import LikelyImages
 from fedpeft.attacks._patches import Patches, find_patches
+from fedpeft.attacks._signal import signal_rows
 from fedpeft.attacks._span import span_of
 from fedpeft.attacks.attack import Case, Knowledge, Observation, Secret, Seen
 from fedpeft.attacks.gradient_matching import GradientMatching
@@ -24,6 +25,7 @@ from fedpeft.privacy import NonPrivate
 from fedpeft.tasks import ImageClassification, ImageClassifier
 from fedpeft.tensors import Tensors, add, scale
 from fedpeft.training import train_locally
+from tests.attacks.federation import small_config, small_model
 
 SCENARIO = """
 [run]
@@ -132,6 +134,22 @@ def test_under_noise_as_large_as_privacy_wants_it_guesses_the_mean_image(
     assert scores["psnr"].item() == baseline["psnr"].item()
 
 
+@pytest.mark.parametrize(
+    ("unit", "directions"), [("none", 4), ("client", 4), ("example", 0)]
+)
+def test_only_noise_that_the_client_adds_itself_hides_directions(
+    unit: str, directions: int
+) -> None:
+    # Each of four directions is 8 times the root mean square; noise would give 9.
+    update = {"a": 1e-2 * torch.eye(4, 32).repeat(2, 1)}
+    seen = Seen(1, {"a": torch.ones(8, 32)}, update)
+    knowledge = replace(
+        small_model("lora"), config=small_config(f"privacy.unit={unit}")
+    )
+    rows = signal_rows(Observation(knowledge, (seen,)), ["a"], most=4)
+    assert len(rows) == directions
+
+
 def test_the_first_round_of_lora_shows_nothing(
     cases: list[Case], rng: torch.Generator
 ) -> None:
@@ -213,7 +231,6 @@ def test_the_map_to_tokens_is_the_models_own() -> None:
     assert isinstance(patches, Patches)
     assert (patches.places.shape, patches.fixed.shape) == ((4, 48), (1, 64))
     assert len(patches.readers) == 2  # A of query and of value
-    assert not patches.is_unique(num_images=2)
 
 
 def test_the_search_ends_where_the_likelihood_is_flat() -> None:

@@ -19,7 +19,7 @@ from fedpeft.model import TaskModel, build_model, trainable_state
 from fedpeft.privacy import NonPrivate
 from fedpeft.tensors import Tensors, add, scale
 from fedpeft.training import train_locally
-from tests.attacks.federation import small_model
+from tests.attacks.federation import small_config, small_model
 
 SCENARIO = """
 [run]
@@ -210,11 +210,14 @@ def test_rounding_is_that_of_the_parameter() -> None:
 
 def test_adams_first_step_gives_the_gradients_size_back() -> None:
     gradient = torch.tensor([3e-9, -1e-8, 4e-8], dtype=torch.float64)
-    update = -1e-3 * gradient / (gradient.abs() + 1e-8)
-    config = RunConfig.from_toml(SCENARIO, ADAMW)
-    seen = Seen(1, {"a": torch.zeros(3)}, {"a": update})
-    values = read(seen, config).values["a"]
-    assert (values * -1e-8).tolist() == pytest.approx(gradient.tolist(), rel=1e-4)
+    steps = -gradient / (gradient.abs() + 1e-8)
+    config = small_config(*ADAMW, "training.head_learning_rate=0.02")
+    knowledge = replace(small_model("bias"), config=config)
+    body = "backbone.encoder.layer.0.attention.self.query.bias"
+    update = {body: 1e-3 * steps, "head.bias": 0.02 * steps}
+    state = {name: torch.zeros(3) for name in update}
+    for values in read(Seen(1, state, update), knowledge).values.values():
+        assert (values * -1e-8).tolist() == pytest.approx(gradient.tolist(), rel=1e-4)
 
 
 def test_a_span_holds_its_rows_and_nothing_beside_them() -> None:

@@ -89,10 +89,40 @@ def test_without_candidates_or_others_there_is_one_clear_line(
         UpdateMembership().run(
             dataclasses.replace(mine, candidates=None), torch.Generator()
         )
-    with pytest.raises(ValueError, match="Expected two other clients"):
+    with pytest.raises(ValueError, match="Expected a round with 2 updates of other"):
         UpdateMembership("fedmia").run(
             dataclasses.replace(mine, others=()), torch.Generator()
         )
+
+
+@pytest.mark.parametrize(("others", "is_enough"), [(1, False), (2, False), (3, True)])
+def test_one_more_stranger_is_wanted_than_is_compared_with(
+    cases: list[Case], others: int, is_enough: bool
+) -> None:
+    mine = cases[0].observation
+    few = dataclasses.replace(mine, others=mine.others[:others])
+    assert (UpdateMembership("fedmia").unusable(few) is None) == is_enough
+    assert UpdateMembership("cosine").unusable(few) is None
+
+
+def test_rounds_with_too_few_strangers_are_passed_over(cases: list[Case]) -> None:
+    mine = cases[0].observation
+    first, *rest = mine.others
+    lonely = dataclasses.replace(  # in the second round there is one other
+        mine, others=(first, *(rounds[:1] for rounds in rest))
+    )
+    only = dataclasses.replace(mine, seen=mine.seen[:1])
+    found, expected = (
+        UpdateMembership("fedmia").run(observation, torch.Generator())
+        for observation in (lonely, only)
+    )
+    assert torch.equal(found, expected)
+
+
+def test_scores_that_are_no_numbers_are_refused() -> None:
+    secret = Secret(None, is_member=torch.tensor([True, False]))
+    with pytest.raises(ValueError, match="Expected a finite score"):
+        membership_scores(torch.tensor([torch.nan, 0.0]), secret)
 
 
 def test_a_method_without_low_matrices_does_not_fit_a_projection() -> None:
