@@ -29,11 +29,13 @@ from fedpeft.audit.evidence import (
     release_of,
     system_of,
 )
+from fedpeft.audit.ledgers import worst_epsilon
 from fedpeft.audit.results import AttackResult, Audit, Check, DpTrial
 from fedpeft.audit.trials import LIMITATIONS, mislabelled
 from fedpeft.config import RunConfig
 from fedpeft.data import Encoded
 from fedpeft.errors import ConfigError, FedpeftError, RunError
+from fedpeft.privacy import make_plan
 from server.checkpoint import load_checkpoint
 from simulations.attacking import Say, attacks_of, run_attacks
 from simulations.canaries import examine
@@ -88,7 +90,7 @@ def audit_run(
         cases,
         checks=checks,
         attacks=attacks,
-        spent=_vouched(checks, result),
+        spent=spent_epsilon(config, result, checks, held),
         limitations=[*limits, *replay_limits(config, stage.config)],
         started=started,
         say=say,
@@ -121,17 +123,42 @@ def audit_scenario(config: RunConfig, output: Path, *, say: Say = print) -> Audi
         cases = observe(config, folder)
         config, result = read_run(folder)
         checks = check_records(config, result, stage.model.fingerprint, folder)
+        spent = spent_epsilon(config, result, checks, folder)
     return _audit(
         config,
         stage,
         cases,
         checks=checks,
         attacks=[],
-        spent=_vouched(checks, result),
+        spent=spent,
         limitations=[],
         started=started,
         say=say,
     )
+
+
+def spent_epsilon(
+    config: RunConfig, result: dict[str, Any], checks: Sequence[Check], state: Path
+) -> float | None:
+    """Returns the worst client's epsilon over all its runs; None without privacy.
+
+    The largest that is known: what the result states, and what the ledgers at hand
+    hold. Where not all of them are at hand the whole plan counts as spent.
+
+    Args:
+        config: of the run.
+        result: its ``result.json``.
+        checks: of its records.
+        state: where the clients' ledgers lie, if they are at hand.
+    """
+    plan = make_plan(config)
+    if plan is None:
+        return None
+    stated: float = result["privacy"]["spent_epsilon"]
+    known = max(stated, worst_epsilon(state, plan.target_delta))
+    if any(check.check == "spent epsilon" for check in checks):
+        return known
+    return max(known, plan.planned_epsilon)
 
 
 @contextlib.contextmanager
@@ -162,17 +189,6 @@ def _told(output: Path, result: dict[str, Any]) -> list[tuple[int, str]]:
         raise RunError(
             f"Expected a checkpoint in {folder}, got one that no server writes."
         ) from None
-
-
-def _vouched(checks: Sequence[Check], result: dict[str, Any]) -> float | None:
-    """Returns the spent epsilon that a result states, if ledgers are there to say so.
-
-    None where they are not: then the whole plan counts as spent.
-    """
-    if not any(check.check == "spent epsilon" for check in checks):
-        return None
-    stated: float = result["privacy"]["spent_epsilon"]
-    return stated
 
 
 def _examine(config: RunConfig, stage: Stage) -> tuple[list[DpTrial], list[Check]]:

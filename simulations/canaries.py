@@ -24,7 +24,6 @@ from fedpeft.audit.results import Check, DpTrial
 from fedpeft.audit.trials import (
     dp_trials,
     hiding_check,
-    ledger_as_it_stands,
     ledger_checks,
 )
 from fedpeft.compression import Dense
@@ -39,6 +38,7 @@ from fedpeft.privacy import (
     SecureRandomness,
     make_plan,
 )
+from fedpeft.privacy.ledger import ledger_as_it_stands
 from fedpeft.scenarios import find_scenario
 from fedpeft.tensors import flatten, zeros_like
 from server.checkpoint import Progress

@@ -12,13 +12,14 @@ from safetensors.torch import load_file
 from fedpeft import keys
 from fedpeft.audit.evidence import check_records, read_run
 from fedpeft.audit.observing import seen_by_client
+from fedpeft.audit.page.first_page import odds
 from fedpeft.audit.recording import Recorder, read_records
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError, DataError, RunError
 from fedpeft.model import build_model
-from fedpeft.privacy import make_plan
+from fedpeft.privacy import epsilon, make_plan, open_ledger
 from simulations.attacking import attacks_of, run_attacks
-from simulations.audit import audit_run, audit_scenario
+from simulations.audit import audit_run, audit_scenario, spent_epsilon
 from simulations.engine import simulate
 from simulations.observing import cases_of, observe, set_stage, with_candidates
 from simulations.replaying import public, with_settings
@@ -490,3 +491,48 @@ def test_secret_cohorts_are_not_recorded(office: tuple[Path, str]) -> None:
         RunConfig.from_toml(NAMED, changes)
     with pytest.raises(ConfigError, match="fedpeft keys auditor"):
         RunConfig.from_toml(NAMED, changes[:1])
+
+
+def _restate(output: Path, **changes: object) -> None:
+    result = json.loads((output / "result.json").read_text())
+    result["privacy"].update(changes)
+    (output / "result.json").write_text(json.dumps(result))
+
+
+@pytest.mark.parametrize("stated", [12.0, 1.0])
+def test_without_ledgers_no_less_is_spent_than_is_planned_and_stated(
+    recorded: Path, tmp_path: Path, stated: float
+) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(recorded, output)
+    for part in ("ledger", "heads", "outbox"):
+        shutil.rmtree(output / part)
+    _restate(output, spent_epsilon=stated)
+    config, result = read_run(output)
+    checks = check_records(config, result, "a fingerprint", output)
+    planned = result["privacy"]["planned_epsilon"]
+    assert 7 < planned <= 8
+    spent = spent_epsilon(config, result, checks, output)
+    assert spent == pytest.approx(max(stated, planned))
+
+
+def test_ledgers_that_clients_hand_over_tell_what_other_runs_have_spent(
+    recorded: Path, tmp_path: Path
+) -> None:
+    output, folder = tmp_path / "run", tmp_path / "handed over"
+    shutil.copytree(recorded, output)
+    shutil.rmtree(output / "outbox")
+    for part in ("ledger", "heads"):
+        shutil.move(output / part, folder / part)
+    source = min(path.stem for path in (folder / "ledger").glob("*.jsonl"))
+    ledger = open_ledger(folder, source)
+    for entry in tuple(ledger.entries):
+        ledger.append(replace(entry, run=16 * "f").sealed(ledger.head))
+    _restate(output, spent_over="this run")
+    brief = [*QUICK, "audit.rounds=1"]
+    audit = audit_run(output, ledgers=folder, overrides=brief, say=lambda text: None)
+    assert [c.check for c in audit.checks if c.status == "failed"] == ["noise"]
+    assert audit.claim is not None
+    four = [entry.composition for entry in ledger.entries]
+    assert audit.claim.spent_epsilon == epsilon(four, audit.claim.delta) > 8
+    assert odds(audit).is_exceeded

@@ -42,9 +42,8 @@ ALLOWED = {
     "search": {"peft"},
     "forecast": {"planner", "privacy"},
     "attacks": {"data", "model", "tasks"},
-    "audit": {"attacks", "backbone", "data", "doctor", "evaluation", "features"}
-    | {"keys", "menus", "model", "planner", "privacy", "report", "scenarios"}
-    | {"tasks", "training", "aggregation", "compression", "peft"},
+    "audit": {"attacks", "backbone", "compression", "data", "keys", "model"}
+    | {"privacy", "tasks", "training"},
     "cli": {"doctor", "forecast", "keys", "menus", "planner", "privacy", "report"}
     | {"attacks", "audit", "export", "scenarios", "search"},
 }

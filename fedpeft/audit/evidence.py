@@ -127,7 +127,7 @@ def claim_of(config: RunConfig, spent_epsilon: float | None = None) -> Claim | N
 
     Args:
         config: of the run.
-        spent_epsilon: as its ledgers vouch for it; None takes the whole plan's.
+        spent_epsilon: by the worst client, over all its runs; None takes the plan's.
     """
     plan = make_plan(config)
     if plan is None:

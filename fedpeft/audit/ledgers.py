@@ -13,7 +13,6 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from fedpeft.audit.results import Check
-from fedpeft.audit.trials import ledger_as_it_stands
 from fedpeft.audit.weakening import compare
 from fedpeft.config import RunConfig
 from fedpeft.errors import LedgerError, RunError
@@ -25,7 +24,7 @@ from fedpeft.privacy import (
     epsilon,
     open_ledger,
 )
-from fedpeft.privacy.ledger import Entry
+from fedpeft.privacy.ledger import Entry, ledger_as_it_stands
 
 MOST_BYTES = 1 << 30
 """Of all ledgers of a run together; an entry has less than 1 KiB."""
@@ -69,8 +68,12 @@ def check_ledgers(
         _copy(state, copy)
         # As they stand, before anything mends them: what lacks an entry now lacks it.
         ledgers = [_entries(copy, source) for source in sources]
-        checks = [] if told is None else [_heads(ledgers, told)]
-        if told is None or len(sources) >= len(told):
+        # A client that was never asked may have a ledger too, of other runs.
+        own = [each for each in ledgers if _of_run(each, config.run.id)]
+        is_whole = told is None or len(own) >= len(told)
+        strange = config.partition.num_clients - len(told or ())
+        checks = [] if told is None else [_heads(ledgers, told, is_whole, strange)]
+        if is_whole:
             checks.append(_charged(ledgers, config, plan, result))
             checks.append(_spent(ledgers, config.run.id, plan, result))
         else:
@@ -80,6 +83,28 @@ def check_ledgers(
             released = any((state / "outbox" / source).glob("*"))
             checks.append(_ledger(copy, source, released, plan, config, fingerprint))
     return checks
+
+
+def worst_epsilon(state: Path, delta: float) -> float:
+    """Returns the epsilon of the worst ledger at hand, all its runs together.
+
+    0 where no ledger is; ``inf`` where one cannot be accounted.
+
+    Args:
+        state: as for :func:`check_ledgers`.
+        delta: at which epsilon is looked at.
+
+    Raises:
+        RunError: as :func:`check_ledgers`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        _copy(state, Path(folder))
+        ledgers = [_entries(Path(folder), source) for source in data_sources(state)]
+    histories = ([entry.composition for entry in ledger] for ledger in ledgers)
+    try:
+        return max((epsilon(each, delta) for each in histories), default=0.0)
+    except ValueError:
+        return math.inf
 
 
 def _copy(state: Path, folder: Path) -> None:
@@ -122,19 +147,27 @@ def _of_run(entries: Sequence[Entry], run: str | None) -> list[Entry]:
     return [entry for entry in entries if entry.run == run]
 
 
-def _heads(ledgers: Sequence[Sequence[Entry]], told: Sequence[Head]) -> Check:
-    """Every ledger that the server was told of is here, and as long as it was."""
+def _heads(
+    ledgers: Sequence[Sequence[Entry]],
+    told: Sequence[Head],
+    is_whole: bool,
+    strange: int,
+) -> Check:
+    """Every ledger that the server was told of is here, and as long as it was.
+
+    One that is not may be missing, unless the run's ledgers `is_whole`. But a ledger
+    without any head that the server was told of must be of one of the `strange` clients
+    that it never heard of: more such ledgers than such clients, and one was shortened
+    or edited.
+    """
     what = "ledgers that the server was told of"
-    known = {
-        (length, entry.hash)
-        for ledger in ledgers
-        for length, entry in enumerate(ledger, 1)
-    }
-    if known.issuperset(told):
+    known = [set(enumerate((entry.hash for entry in each), 1)) for each in ledgers]
+    if set[Head]().union(*known).issuperset(told):
         return Check(what, "ok", "all are at hand, none shorter", falsifies=True)
     detail = "not all are at hand, or one is not what the server was told of"
-    some = len(ledgers) < len(told)
-    return Check(what, "unknown" if some else "failed", detail, falsifies=True)
+    strangers = sum(heads.isdisjoint(told) for heads in known)
+    proof = is_whole or strangers > strange
+    return Check(what, "failed" if proof else "unknown", detail, falsifies=True)
 
 
 def _charged(
@@ -225,6 +258,9 @@ def _ledger(
         return Check(name, "failed", detail, falsifies=True)
     entries = _of_run(ledger.entries, config.run.id)
     seeded = any(entry.mechanism == SEEDED for entry in entries)
+    if seeded and config.privacy.noise != "seeded":
+        detail = "protects less: releases of this run have seeded noise, not secure"
+        return Check(name, "failed", detail, falsifies=True)
     good = f"{len(entries)} releases of this run, {len(ledger.entries)} in all"
     if not plan.is_dp_sgd:  # how many would tell how often it was drawn
         good = "whole, and the releases of this run are the plan's"

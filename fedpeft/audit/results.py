@@ -201,14 +201,14 @@ class Check:
 
 @dataclass(frozen=True)
 class Claim:
-    """The guarantee as it is claimed; every figure as the run states it.
+    """The guarantee as it is claimed; the figures are the run's own.
 
     Attributes:
         unit: ``example``, ``person`` or ``client``.
         relation: the neighbouring relation.
         target_epsilon: asked for; infinity where only noise was.
         planned_epsilon: of the plan.
-        spent_epsilon: of the worst client's ledger.
+        spent_epsilon: of the worst client, over all runs in the ledgers at hand.
         delta: of all three.
         noise_multiplier: of the plan.
         sampling_rate: of a step.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -12,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fedpeft.audit import ledgers
+from fedpeft.audit import evidence, ledgers, weakening
 from fedpeft.audit.evidence import check_records, read_released, read_run
 from fedpeft.audit.results import Check
 from fedpeft.config import RunConfig
 from fedpeft.errors import RunError
-from fedpeft.privacy import ENROLMENT, Ledger, Plan, make_plan
+from fedpeft.privacy import ENROLMENT, SEEDED, Ledger, Plan, epsilon, make_plan
 from fedpeft.privacy.ledger import Entry
 
 RUN = "0123456789abcdef"
@@ -422,3 +423,86 @@ def test_what_is_no_model_of_this_run_is_named(
         save_file(tensors, path)
     with pytest.raises(RunError, match=r"adapter[.]safetensors"):
         read_released(tmp_path, {"head.weight": torch.zeros(2, 3)})
+
+
+OTHER = 16 * "f"
+"""Another run, whose releases lie in the same ledgers."""
+
+
+def _forget(output: Path, source: str) -> None:
+    (output / "ledger" / f"{source}.jsonl").unlink()
+    (output / "heads" / f"{source}.json").unlink()
+
+
+def test_seeded_noise_in_a_ledger_refutes_a_claim_of_secure_noise(run: Path) -> None:
+    plan = _plan(read_run(run)[0])
+    _append(run, "b", _entry(plan, "b", 1, run=OTHER, mechanism=SEEDED))
+    assert not _wrong(run)  # a rehearsal is not this run
+    _forget(run, "b")
+    _append(run, "b", *(_entry(plan, "b", n, mechanism=SEEDED) for n in (1, 2)))
+    assert _wrong(run) == {"ledger of b": ("failed", True)}
+    assert "seeded noise" in _checks(run)["ledger of b"].detail
+
+
+def test_seeded_noise_that_is_claimed_as_such_refutes_nothing(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    plan = _write(output, "privacy.noise='seeded'")
+    _forget(output, "b")
+    _append(output, "b", *(_entry(plan, "b", n, mechanism=SEEDED) for n in (1, 2)))
+    assert _wrong(output) == {"noise": ("failed", False)}
+
+
+def test_a_missing_ledger_does_not_excuse_a_shortened_one(run: Path) -> None:
+    folder, told = _handed_over(run)
+    entries = (folder / "ledger" / "a.jsonl").read_text().splitlines()
+    for source in ("a", "b"):
+        _forget(folder, source)
+    _append(folder, "a", Entry.from_json(entries[0]))  # a is rolled back, b is missing
+    assert _wrong(run, state=folder, told=told) == {
+        "ledgers that the server was told of": ("failed", True),
+        "every answer is charged": ("unknown", True),
+    }
+
+
+def test_the_ledger_of_a_client_that_never_answered_refutes_nothing(run: Path) -> None:
+    plan = _plan(read_run(run)[0])
+    told = _handed_over(run)[1][:2]  # of three clients, two have answered
+    folder = run.parent / "one alone"
+    _append(folder, "d", _entry(plan, "d", 1, run=OTHER))
+    assert _wrong(run, state=folder, told=told) == {
+        "ledgers that the server was told of": ("unknown", True),
+        "every answer is charged": ("unknown", True),
+    }
+
+
+def test_ledgers_of_clients_that_were_never_asked_make_up_for_none(run: Path) -> None:
+    plan = _plan(read_run(run)[0])
+    folder, told = _handed_over(run)
+    told = told[:2]  # of three clients, two have answered
+    kept = {(told[0][0], told[0][1])}
+    for path in sorted(folder.glob("heads/*.json")):
+        head = json.loads(path.read_text())
+        if (head["length"], head["hash"]) not in kept:
+            _forget(folder, path.stem)
+    _append(folder, "d", _entry(plan, "d", 1, run=OTHER))
+    assert _wrong(run, state=folder, told=told) == {
+        "ledgers that the server was told of": ("unknown", True),
+        "every answer is charged": ("unknown", True),
+    }
+
+
+def test_the_worst_ledger_counts_with_all_its_runs(run: Path) -> None:
+    plan = _plan(read_run(run)[0])
+    once = plan.composition()
+    assert ledgers.worst_epsilon(run, 1e-5) == epsilon(2 * [once], 1e-5)
+    _append(run, "d", *(_entry(plan, "d", n, run=OTHER) for n in (1, 2)))
+    _append(run, "d", _entry(plan, "d", 1))
+    assert ledgers.worst_epsilon(run, 1e-5) == epsilon(3 * [once], 1e-5)
+    assert ledgers.worst_epsilon(run / "nowhere", 1e-5) == 0
+    _append(run, "d", _entry(plan, "d", 3, run=OTHER, relation="replace-one"))
+    assert ledgers.worst_epsilon(run, 1e-5) == math.inf  # relations are never added
+
+
+def test_what_a_runs_own_files_show_takes_no_replay() -> None:
+    for module in (evidence, ledgers, weakening):
+        assert "audit.trials" not in Path(str(module.__file__)).read_text()

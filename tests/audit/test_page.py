@@ -109,7 +109,7 @@ def test_the_first_page_says_the_odds_in_one_sentence() -> None:
 
 
 def test_what_earlier_runs_spent_comes_on_top_of_the_odds() -> None:
-    on_top = "earlier runs on the same data come on top"
+    on_top = "other runs on the same data come on top"
     assert on_top in text(audit(claim=claim(spent_epsilon=7.94)))
     assert on_top not in text(audit())
 

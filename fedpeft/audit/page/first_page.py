@@ -44,7 +44,7 @@ class Odds:
         measured: with its interval, in words; None if it was not measured.
         unmeasured: why not, in words; empty if it was.
         column: of the measurement.
-        is_exceeded: whether the theory is of this run, and earlier ones come on top.
+        is_exceeded: whether the theory is of this run, and others come on top.
     """
 
     mine: str

@@ -11,7 +11,6 @@ from fedpeft.audit.canaries import tensor_sizes
 from fedpeft.audit.results import Check, DpTrial
 from fedpeft.audit.trials.checks import (
     hiding_check,
-    ledger_as_it_stands,
     ledger_checks,
     noise_check,
 )
@@ -30,7 +29,6 @@ __all__ = [
     "LIMITATIONS",
     "dp_trials",
     "hiding_check",
-    "ledger_as_it_stands",
     "ledger_checks",
     "mislabelled",
 ]

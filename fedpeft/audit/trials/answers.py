@@ -7,17 +7,14 @@ from pathlib import Path
 import torch
 
 from fedpeft.audit.results import Check
-from fedpeft.audit.trials.checks import (
-    budget_check,
-    ledger_as_it_stands,
-    ledger_checks,
-)
+from fedpeft.audit.trials.checks import budget_check, ledger_checks
 from fedpeft.audit.trials.mechanisms import randomness
 from fedpeft.compression import Dense
 from fedpeft.config import RunConfig
 from fedpeft.interfaces import Payload
 from fedpeft.privacy import Memory, Plan, Question, open_release
 from fedpeft.privacy.draws import Draws
+from fedpeft.privacy.ledger import ledger_as_it_stands
 from fedpeft.tensors import Tensors
 
 _RUN = "canaries"

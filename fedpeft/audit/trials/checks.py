@@ -15,7 +15,7 @@ from fedpeft.privacy import (
     epsilon,
     open_release,
 )
-from fedpeft.privacy.ledger import Entry, Ledger, ledger_path, read_chain
+from fedpeft.privacy.ledger import Entry, Ledger, ledger_as_it_stands
 
 _DRAWN = 1 << 16
 _PARTS = 4
@@ -25,13 +25,6 @@ _MOST_CORRELATED = 0.06
 _NONCE_DIGITS = 32
 _HIDDEN = ("cohort_size", "replies", "failures", "bytes_up")
 _ANOTHER_RUN = "another run"
-
-
-def ledger_as_it_stands(state: Path, source: str) -> Ledger:
-    """Reads a ledger and mends nothing: what lacks an entry at this moment lacks it."""
-    path = ledger_path(state, source)
-    entries, _ = read_chain(path.read_bytes() if path.exists() else b"")
-    return Ledger(state, source, entries)
 
 
 def ledger_checks(ledger: Ledger, *, answers: int, delta: float) -> list[Check]:
