@@ -165,14 +165,20 @@ def test_without_the_key_what_was_recorded_stays_closed(recorded: Path) -> None:
     assert any("no auditor's key" in limit for limit in audit.limitations)
 
 
-def test_ledgers_that_clients_hand_over_vouch_for_a_run(
-    recorded: Path, tmp_path: Path
-) -> None:
+def _handed_over(recorded: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Returns a copy of the run without the clients' ledgers, and where these lie."""
     output, folder = tmp_path / "run", tmp_path / "handed over"
     shutil.copytree(recorded, output)
     shutil.rmtree(output / "outbox")
     for part in ("ledger", "heads"):
         shutil.move(output / part, folder / part)
+    return output, folder
+
+
+def test_ledgers_that_clients_hand_over_vouch_for_a_run(
+    recorded: Path, tmp_path: Path
+) -> None:
+    output, folder = _handed_over(recorded, tmp_path)
     brief = ("audit.attacks=['rank_budget']", "audit.dp_seconds=1", "audit.rounds=1")
     audit = audit_run(output, ledgers=folder, overrides=brief, say=lambda text: None)
     found = {check.check: check.status for check in audit.checks}
@@ -519,11 +525,7 @@ def test_without_ledgers_no_less_is_spent_than_is_planned_and_stated(
 def test_ledgers_that_clients_hand_over_tell_what_other_runs_have_spent(
     recorded: Path, tmp_path: Path
 ) -> None:
-    output, folder = tmp_path / "run", tmp_path / "handed over"
-    shutil.copytree(recorded, output)
-    shutil.rmtree(output / "outbox")
-    for part in ("ledger", "heads"):
-        shutil.move(output / part, folder / part)
+    output, folder = _handed_over(recorded, tmp_path)
     source = min(path.stem for path in (folder / "ledger").glob("*.jsonl"))
     ledger = open_ledger(folder, source)
     for entry in tuple(ledger.entries):
