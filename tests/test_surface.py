@@ -39,6 +39,13 @@ def test_attacks_are_part_of_a_cells_name() -> None:
     assert cells(config)[0].name != cells(other)[0].name
 
 
+def test_cells_of_another_version_are_other_cells(monkeypatch) -> None:
+    config = RunConfig.from_toml(NAMED + GRID)
+    before = cells(config)[0].name
+    monkeypatch.setattr("simulations.surface.__version__", "0.0.0")
+    assert cells(config)[0].name != before
+
+
 def test_a_grid_that_is_none_or_impossible_is_refused() -> None:
     with pytest.raises(ConfigError, match="lists of values"):
         cells(RunConfig.from_toml(NAMED))
