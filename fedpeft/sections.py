@@ -292,6 +292,10 @@ class AuditSection(Section):
             prints it; its owner alone can read the answers.
         attacks: by id, each with its hyperparameters; None tries all that fit. A name
             alone stands for a table with that name.
+        aggregate: whether attacks that can are also given what becomes of a round's
+            updates together, which every participant sees, without any client's own.
+            Where the protected unit is the client they are in any case: its epsilon
+            speaks of nothing less.
         victims: clients that are attacked, at most.
         rounds: of a run that are replayed, at most.
         decoys: public records among which the right one is to be found.
@@ -307,6 +311,7 @@ class AuditSection(Section):
     record: bool = False
     auditor: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
     attacks: tuple[Component, ...] | None = None
+    aggregate: bool = False
     victims: int = Field(default=50, ge=2)
     rounds: int = Field(default=4, ge=1)
     decoys: int = Field(default=1000, ge=1)

@@ -15,6 +15,7 @@ from fedpeft.config import RunConfig, build
 from fedpeft.errors import FedpeftError
 from fedpeft.sections import Component
 from fedpeft.seeds import generator
+from simulations.aggregates import only_aggregates
 from simulations.observing import Stage, is_suspected, provoke, with_candidates
 from simulations.planting import planted_cases
 from simulations.references import with_references
@@ -29,14 +30,34 @@ _MEMBERS = 8
 def run_attacks(
     stage: Stage, cases: Sequence[Case], column: Column, say: Say
 ) -> list[AttackResult]:
-    """Tries every attack that the configuration asks for; all of them by default."""
+    """Tries every attack that the configuration asks for; all of them by default.
+
+    On what a server sees first; then, if that is asked for, on what all see.
+    """
     results = []
     for name, attack in attacks_of(stage.config):
         if column == "this-run" and _makes_its_own(attack):
             continue  # what it looks at would be no part of this run
         say(f"attack: {name}")
         results.append(_run_attack(stage, name, attack, cases, column))
+    if not attacks_aggregates(stage.config):
+        return results
+    cases = only_aggregates(cases)
+    for name, attack in attacks_of(stage.config):
+        if attack.needs.access == "aggregate":
+            say(f"attack on aggregates: {name}")
+            results.append(
+                _run_attack(stage, name, attack, cases, column, access="aggregate")
+            )
     return results
+
+
+def attacks_aggregates(config: RunConfig) -> bool:
+    """Whether attacks are given aggregates too: if asked for, or all that is claimed.
+
+    Epsilon of unit ``client`` speaks of nothing less.
+    """
+    return config.audit.aggregate or config.privacy.unit == "client"
 
 
 def _makes_its_own(attack: Attack[Any]) -> bool:
@@ -58,12 +79,26 @@ def attacks_of(config: RunConfig) -> list[tuple[str, Attack[Any]]]:
 
 
 def _run_attack(
-    stage: Stage, name: str, attack: Attack[Any], cases: Sequence[Case], column: Column
+    stage: Stage,
+    name: str,
+    attack: Attack[Any],
+    cases: Sequence[Case],
+    column: Column,
+    access: Access | None = None,
 ) -> AttackResult:
-    """Gives an attack just what it needs, and judges it."""
+    """Gives an attack just what it needs, and judges it.
+
+    Args:
+        stage: of the audit.
+        name: of the attack.
+        attack: with its hyperparameters.
+        cases: one a victim.
+        column: where they come from.
+        access: that they grant; None finds out.
+    """
     needs, facts = attack.needs, {}
     cases, lack = _usable(attack, cases)
-    access = _granted(needs, cases)
+    access = access or _granted(needs, cases)
     if needs.goal == "membership":
         cases = with_candidates(cases, members=_MEMBERS)
         if access == "final-model":
@@ -101,9 +136,15 @@ def _usable(
     attack: Attack[Any], cases: Sequence[Case]
 ) -> tuple[Sequence[Case], str | None]:
     """Leaves out victims of whom too little was seen; says why if none or 1 is left."""
-    lacks = [attack.unusable(case.observation) for case in cases]
+    lacks = [_lack(attack, case.observation) for case in cases]
     usable = [case for case, lack in zip(cases, lacks, strict=True) if lack is None]
     return usable, next(filter(None, lacks), None) if len(usable) < 2 else None
+
+
+def _lack(attack: Attack[Any], observation: Observation) -> str | None:
+    if not observation.seen and attack.needs.access == "aggregate":
+        return "what became of the rounds was not seen"
+    return attack.unusable(observation)
 
 
 def _granted(needs: ThreatModel, cases: Sequence[Case]) -> Access:
@@ -115,7 +156,7 @@ def _granted(needs: ThreatModel, cases: Sequence[Case]) -> Access:
         is_over = any(case.observation.final is not None for case in cases)
         return "final-model" if is_over or needs.goal == "extract" else "update"
     several = any(len(case.observation.seen) > 1 for case in cases)
-    return "updates" if several and needs.adversary not in "FGH" else needs.access
+    return "updates" if several and needs.adversary not in "FGH" else "update"
 
 
 def _with_references(

@@ -179,9 +179,11 @@ def _with_candidates(case: Case, members: int, victim: int) -> Case:
     drawn = torch.randperm(len(secret.decoys), generator=rng)
     others = secret.decoys.subset(drawn[: config.audit.non_members].tolist())
     is_member = torch.arange(len(own) + len(others)) < len(own)
+    candidates, control = own.joined(others), case.control
     return Case(
-        replace(observation, candidates=own.joined(others)),
+        replace(observation, candidates=candidates),
         replace(secret, is_member=is_member),
+        None if control is None else replace(control, candidates=candidates),
     )
 
 

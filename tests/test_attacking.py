@@ -19,12 +19,15 @@ def _cases(*overrides: str, victims: int = 4) -> list[Case]:
     return cases_of(knowledge, rounds=2, victims=victims, strangers=12)
 
 
-def _attacked(cases: list[Case]) -> dict[str, AttackResult]:
+def _results(cases: list[Case]) -> list[AttackResult]:
     knowledge = cases[0].observation.knowledge
     public = Examples(("a",), torch.tensor([0]), None, ("bad", "good"))
     stage = Stage(knowledge.config, knowledge.model, (), public, public)
-    results = run_attacks(stage, cases, "replay", lambda text: None)
-    return {result.attack: result for result in results}
+    return run_attacks(stage, cases, "replay", lambda text: None)
+
+
+def _attacked(cases: list[Case]) -> dict[str, AttackResult]:
+    return {result.attack: result for result in _results(cases)}
 
 
 FEDMIA = "audit.attacks=[{name='update_membership', measure='fedmia'}]"
@@ -78,3 +81,28 @@ def test_why_there_are_no_reference_models_is_told() -> None:
         "there are no reference models: [peft] share: expected none for reference "
         "models, which are compared as a whole: leave shadow_membership out"
     )
+
+
+def test_aggregates_are_attacked_beside_updates_by_what_makes_do_with_them() -> None:
+    names = ["rank_budget", "head_leak", "update_membership"]
+    cases = _cases("audit.aggregate=true", f"audit.attacks={names}")
+    results = _results(cases)
+    seen = [(result.attack, result.threat.access) for result in results]
+    assert seen == [
+        ("rank_budget", "updates"),
+        ("head_leak", "updates"),
+        ("update_membership", "updates"),
+        ("head_leak", "aggregate"),
+        ("update_membership", "aggregate"),
+    ]
+    alone, together = results[2].metrics["auc"], results[4].metrics["auc"]
+    assert alone.value > together.value
+    assert together.value > results[4].prior_only["auc"].value
+
+
+def test_where_no_later_state_is_known_there_is_no_aggregate() -> None:
+    cases = [
+        replace(case, observation=replace(case.observation, seen=(), others=()))
+        for case in _cases("audit.aggregate=true", "audit.attacks=['head_leak']")
+    ]
+    assert _results(cases)[1].misfit == "what became of the rounds was not seen"

@@ -35,12 +35,15 @@ class Seen:
     Attributes:
         server_round: from 1.
         state: what the client started from, as the server sent it.
-        update: what it answered, decoded: local minus global.
+        update: what it answered, decoded: local minus global. Where only the aggregate
+            is seen, how the server's state changed.
+        num_examples: how many it says it has; None where it does not tell.
     """
 
     server_round: int
     state: Tensors
     update: Tensors
+    num_examples: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,10 +103,18 @@ class Secret:
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One victim: what is seen of it, and what is true."""
+    """One victim: what is seen of it, and what is true.
+
+    Attributes:
+        observation: that is attacked.
+        secret: that a guess is judged against.
+        control: what the prior-only control sees; None where that is another victim's
+            observation.
+    """
 
     observation: Observation
     secret: Secret
+    control: Observation | None = None
 
 
 class Attack(ABC, Generic[Guess]):

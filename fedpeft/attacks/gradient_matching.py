@@ -54,7 +54,7 @@ class GradientMatching(ImageAttack):
     prior_weight: float = 1e-3
     from_span: bool = False
 
-    needs: ClassVar[ThreatModel] = ThreatModel("C", "update", "reconstruct")
+    needs: ClassVar[ThreatModel] = ThreatModel("C", "aggregate", "reconstruct")
 
     def misfit(self, knowledge: Knowledge) -> str | None:
         """Wants images of single labels."""

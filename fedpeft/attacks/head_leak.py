@@ -63,7 +63,7 @@ class HeadLeak(Attack[HeadGuess]):
 
     num_records: int | None = None
 
-    needs: ClassVar[ThreatModel] = ThreatModel("A", "update", "identify")
+    needs: ClassVar[ThreatModel] = ThreatModel("A", "aggregate", "identify")
     undoes_optimizer: ClassVar[bool] = True
     metrics: ClassVar[dict[str, str]] = {
         "identification_top1": "share",

@@ -178,7 +178,7 @@ class ObservedRank(Attack[Exposed]):
     whose data they are.
     """
 
-    needs: ClassVar[ThreatModel] = ThreatModel("A", "updates", "expose")
+    needs: ClassVar[ThreatModel] = ThreatModel("A", "update", "expose")
     undoes_optimizer: ClassVar[bool] = True
     metrics: ClassVar[dict[str, str]] = {"observable_share": "share"}
 

@@ -55,7 +55,7 @@ class SpanImage(ImageAttack):
     iterations: int = 40
     most_unknown: int = 4000
 
-    needs: ClassVar[ThreatModel] = ThreatModel("B", "update", "reconstruct")
+    needs: ClassVar[ThreatModel] = ThreatModel("B", "aggregate", "reconstruct")
 
     def misfit(self, knowledge: Knowledge) -> str | None:
         """Wants images, and a trained matrix right behind their patches."""

@@ -80,7 +80,7 @@ class SpanText(Attack[torch.Tensor]):
     tries: int = 12
     relative_noise: float = 0.0
 
-    needs: ClassVar[ThreatModel] = ThreatModel("D", "updates", "reconstruct")
+    needs: ClassVar[ThreatModel] = ThreatModel("D", "aggregate", "reconstruct")
     undoes_optimizer: ClassVar[bool] = True
     metrics: ClassVar[dict[str, str]] = {
         "token_top1": "share",

@@ -34,11 +34,13 @@ _HOLDS: dict[Adversary, str] = {
 }
 
 Access = Literal["update", "updates", "aggregate", "final-model"]
-"""One round's update of a client, several rounds', only their sum, only the model."""
+"""One round's update of a client, several rounds', only what becomes of a round's
+updates together, only the model."""
 
+# An attack that needs an aggregate makes do with that of one client: its update.
 _SHOWS: dict[Access, tuple[Access, ...]] = {
     "updates": ("updates", "update", "aggregate", "final-model"),
-    "update": ("update",),
+    "update": ("update", "aggregate"),
     "aggregate": ("aggregate", "final-model"),
     "final-model": ("final-model",),
 }

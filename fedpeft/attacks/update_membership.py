@@ -56,7 +56,7 @@ class UpdateMembership(Attack[torch.Tensor]):
     measure: Literal["projection", "cosine", "fedmia"] = "projection"
     places: int = 4
 
-    needs: ClassVar[ThreatModel] = ThreatModel("A", "update", "membership")
+    needs: ClassVar[ThreatModel] = ThreatModel("A", "aggregate", "membership")
     metrics: ClassVar[dict[str, str]] = MEMBERSHIP
 
     def misfit(self, knowledge: Knowledge) -> str | None:

@@ -109,7 +109,7 @@ def _run_all(
     runs = []
     for index, (case, other) in enumerate(zip(cases, neighbours(cases), strict=True)):
         control = guesses[(index + 1) % len(cases)]
-        asked = _control(case.observation, other.observation)
+        asked = case.control or _control(case.observation, other.observation)
         if asked is not None:
             control = attack.run(asked, generator(seed, name, "control", index))
         rng = generator(seed, name, "baseline", index)

@@ -44,7 +44,9 @@ def seen_by_client(
             update = _decode(compressor, answer.payload, template)
         except InvalidPayload:
             continue
-        part = Seen(answer.server_round, states[answer.server_round], update)
+        told = int(answer.header.get("num_examples", -1))
+        number = told if told >= 0 else None
+        part = Seen(answer.server_round, states[answer.server_round], update, number)
         seen.setdefault(answer.client, []).append(part)
     return {client: tuple(parts) for client, parts in sorted(seen.items())}
 
