@@ -37,13 +37,18 @@ from fedpeft.data import Encoded
 from fedpeft.errors import ConfigError, FedpeftError, RunError
 from fedpeft.privacy import make_plan
 from server.checkpoint import load_checkpoint
-from simulations.attacking import Say, attacks_of, run_attacks
+from simulations.attacking import Say, attacks_aggregates, attacks_of, run_attacks
 from simulations.canaries import examine
 from simulations.observing import Stage, observe, set_stage
 from simulations.recorded import attack_recorded
 from simulations.replaying import public, replay_limits, with_settings
 
 _FEWEST_CANARIES = 8
+
+_NO_AGGREGATE = (
+    "No attack was given what becomes of a round's updates together, which every "
+    "participant sees: set [audit] aggregate = true."
+)
 
 
 def audit_run(
@@ -242,6 +247,7 @@ def _audit(
         limitations=(
             *limitations,
             *(LIMITATIONS if config.is_private else ()),
+            *([] if attacks_aggregates(config) else [_NO_AGGREGATE]),
             *_untried(attacks),
         ),
         provenance={

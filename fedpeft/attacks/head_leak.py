@@ -183,8 +183,12 @@ def _cosines(rows: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
 
 
 def _label_hits(guessed: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
-    """Returns 1 for every record whose label is left among the guesses, in turn."""
-    left = guessed.tolist()
+    """Returns 1 for every record whose label is left among the guesses, in turn.
+
+    As many guesses count as there are records, the likeliest: all classes are among
+    those for a whole cohort.
+    """
+    left = guessed[: len(true)].tolist()
     hits = []
     for label in true.tolist():
         hits.append(float(label in left))

@@ -20,10 +20,11 @@ from fedpeft.audit.reading import (
 )
 from fedpeft.audit.results import AttackResult, Audit, Claim, Column, DpTrial
 from fedpeft.audit.wording import (
-    attack_words,
+    control_words,
     interval,
     metric_words,
     quantity,
+    result_words,
     upper_epsilon,
 )
 
@@ -116,12 +117,12 @@ def _leaks(audit: Audit) -> Iterator[Finding]:
         unit = result.units[name]
         found, control = result.metrics[name], result.prior_only.get(name)
         text = (
-            f"{attack_words(result.attack)}: {metric_words(name)}: "
+            f"{result_words(result)}: {metric_words(name)}: "
             f"{quantity(found.value, unit)} ({interval(found, unit)})"
         )
         if control is not None:
             beside = quantity(control.value, unit)
-            text += f"; with another client's update {beside}"
+            text += f"; {control_words(result)} {beside}"
         advice = _remedy(audit, result) or _advice(audit.claim, result)
         yield Finding(result.column, "notable", f"{text}.", advice)
 
@@ -144,7 +145,7 @@ def _remedy(audit: Audit, result: AttackResult) -> str | None:
     cells = [
         each
         for each in audit.surface
-        if each.attack == result.attack and name in each.difference
+        if result_words(each) == result_words(result) and name in each.difference
     ]
     quiet = [cell for cell in cells if not is_above_control(cell, name)]
     if not quiet or len(quiet) == len(cells):
@@ -218,7 +219,7 @@ def _no_leak(audit: Audit) -> Iterator[Finding]:
     text = f"None of the {len(tried)} attacks tried did better than"
     if len(tried) == 1:
         text = "The one attack tried did no better than"
-    text += " on another client's update"
+    text += " without the client"
     if differences:
         text += f"; 95 % upper limit {quantity(max(differences), 'share')} above it"
     advice = "This holds for these attacks at this size; audit again when either grows."

@@ -21,12 +21,12 @@ from fedpeft.audit.results import (
     Column,
 )
 from fedpeft.audit.wording import (
-    attack_words,
     interval,
     lower_epsilon,
     metric_words,
     number,
     quantity,
+    result_words,
     upper_epsilon,
 )
 from fedpeft.wording import nearest
@@ -227,7 +227,7 @@ def _estimate_gate(line: Line, result: AttackResult, name: str) -> Gate:
     limit = line.leak_at_most if leak else line.at_most
     assert limit is not None
     found = (result.difference if leak else result.metrics).get(name)
-    what = f"{attack_words(result.attack)}, {metric_words(name)}"
+    what = f"{result_words(result)}, {metric_words(name)}"
     if found is None:
         return _bare(line, "inconclusive", f"{what} has no prior-only control.")
     status: Status = "inconclusive"

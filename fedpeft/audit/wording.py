@@ -6,7 +6,7 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 
 from fedpeft.attacks import ATTACKS as MENU
 from fedpeft.attacks.threats import ADVERSARIES, ThreatModel
-from fedpeft.audit.results import Claim, Estimate
+from fedpeft.audit.results import AttackResult, Claim, Estimate
 
 UNKNOWN = "\N{EN DASH}"
 _SPACE = "\N{NO-BREAK SPACE}"
@@ -75,7 +75,7 @@ _KNOWS = {
 _ACCESS = {
     "update": "sees one update of a client",
     "updates": "sees a client's updates of several rounds",
-    "aggregate": "sees only the sum of all clients' updates",
+    "aggregate": "sees what becomes of a round's updates, and no client's own",
     "final-model": "sees only the released model",
 }
 
@@ -83,6 +83,21 @@ _ACCESS = {
 def attack_words(attack: str) -> str:
     """Returns an attack's name; an id that is not known stays as it is."""
     return ATTACKS.get(attack, attack)
+
+
+def result_words(result: AttackResult) -> str:
+    """Returns an attack's name, and what it saw where that is no client's update."""
+    alone = " (aggregates alone)" if result.threat.access == "aggregate" else ""
+    return f"{attack_words(result.attack)}{alone}"
+
+
+def control_words(result: AttackResult) -> str:
+    """Returns what a result's control was given, as a part of a sentence."""
+    words = {
+        "aggregate": "without this client's update",
+        "final-model": "with another model",
+    }
+    return words.get(result.threat.access, "with another client's update")
 
 
 def metric_words(metric: str) -> str:

@@ -19,10 +19,10 @@ from fedpeft.audit.reading import difference_words, is_above_control
 from fedpeft.audit.results import AttackResult, Column, Estimate
 from fedpeft.audit.wording import (
     UNKNOWN,
-    attack_words,
     interval,
     metric_words,
     quantity,
+    result_words,
 )
 
 _Rows = Sequence[tuple[AttackResult, str]]
@@ -43,14 +43,14 @@ def attack_pictures(results: Iterable[AttackResult]) -> list[Picture]:
 def _forest(column: Column, unit: str, rows: _Rows) -> Picture:
     name = f"attacks-{column}-{unit or 'number'}"
     above = [
-        f"{attack_words(result.attack)} ({metric})"
+        f"{result_words(result)} ({metric})"
         for result, metric in rows
         if is_above_control(result, metric)
     ]
     if above:
-        words = f"Above the control with another client's update: {', '.join(above)}."
+        words = f"Above the control, the same without the client: {', '.join(above)}."
     else:
-        words = "No figure is above the control with another client's update."
+        words = "No figure is above its control, the same without the client."
     with canvas(0.75 + 0.4 * len(rows)) as (figure, axes):
         scale = 100.0 if unit == "share" else 1.0
         across = axes.get_yaxis_transform()
@@ -74,7 +74,7 @@ def _forest(column: Column, unit: str, rows: _Rows) -> Picture:
 
 
 def _short_name(rows: _Rows, result: AttackResult, metric: str) -> str:
-    return f"{attack_words(result.attack)}: {metric}{_variant(rows, result)}"
+    return f"{result_words(result)}: {metric}{_variant(rows, result)}"
 
 
 def _variant(rows: _Rows, result: AttackResult) -> str:
@@ -88,7 +88,7 @@ def _marks(
 ) -> None:
     marks = (
         ("the attack", result.metrics, 0.06, LOWER, "o", LOWER),
-        ("control: another's update", result.prior_only, -0.1, UPPER, "D", "none"),
+        ("its control", result.prior_only, -0.1, UPPER, "D", "none"),
         ("best guess", result.baseline, -0.26, QUIET, "|", QUIET),
     )
     for name, estimates, shift, colour, marker, face in marks:
@@ -124,7 +124,7 @@ def _attack_table(unit: str, rows: _Rows) -> Table:
         header,
         tuple(
             (
-                f"{attack_words(result.attack)}: {metric_words(metric)}"
+                f"{result_words(result)}: {metric_words(metric)}"
                 f"{_variant(rows, result)}",
                 *(
                     _cell(estimates.get(metric), unit)

@@ -58,8 +58,11 @@ GLOSSARY = {
     "be searched for. It never enters a released model.",
     "Ceiling": "The largest epsilon that so many canaries could have shown. A bound "
     "far below it says more than one close to it.",
-    "Control": "The same attack on another client's update. What exceeds it is what "
-    "the update told; what does not is what everybody knew.",
+    "Aggregate": "What becomes of a round's updates together: the step from one model "
+    "to the next, which every participant sees.",
+    "Control": "The same attack without the client: on another client's update, on an "
+    "aggregate without this client's, or on another model. What exceeds it is what "
+    "the client gave away; what does not is what everybody knew.",
     "Delta": "The chance, at most, that what is released goes beyond epsilon.",
     "Epsilon": "How much one unit can change what is released, at most: any outcome "
     "becomes at most e to the epsilon times as likely. Smaller promises more.",

@@ -9,11 +9,12 @@ from fedpeft.audit.reading import headline, is_covered, ranked
 from fedpeft.audit.results import AttackResult, Audit, Column, Estimate
 from fedpeft.audit.wording import (
     adversary_words,
-    attack_words,
+    control_words,
     interval,
     metric_words,
     percent,
     quantity,
+    result_words,
     unit_words,
 )
 
@@ -172,7 +173,7 @@ def _reconstruction(audit: Audit) -> Reconstruction | None:
     metric = headline(worst) or ""
     named = (
         ("The attack", worst.metrics),
-        ("The same on another client's update", worst.prior_only),
+        (f"The same {control_words(worst)}", worst.prior_only),
         ("Best guess without any update", worst.baseline),
     )
     rows = tuple(
@@ -180,7 +181,7 @@ def _reconstruction(audit: Audit) -> Reconstruction | None:
         for name, estimates in named
         if metric in estimates
     )
-    name = f"{attack_words(worst.attack)}: {metric_words(metric)}"
+    name = f"{result_words(worst)}: {metric_words(metric)}"
     return Reconstruction(name, worst.column, rows)
 
 

@@ -12,11 +12,11 @@ from fedpeft.audit.reading import headline, is_above_control, setting_words, var
 from fedpeft.audit.results import AttackResult
 from fedpeft.audit.wording import (
     UNKNOWN,
-    attack_words,
     interval,
     metric_words,
     plain,
     quantity,
+    result_words,
 )
 
 _MOST_MAPS = 8
@@ -31,11 +31,15 @@ def surface_pictures(surface: Sequence[AttackResult]) -> list[Picture]:
     The two with most values span a map; each choice of the others has a map of its own.
     """
     cells = [each for each in surface if each.misfit is None and headline(each)]
-    cells.sort(key=lambda each: (each.attack, each.column))
+    cells.sort(key=_attack)
     pictures = []
-    for _, group in groupby(cells, key=lambda each: (each.attack, each.column)):
+    for _, group in groupby(cells, key=_attack):
         pictures += _of_attack(list(group))
     return pictures
+
+
+def _attack(cell: AttackResult) -> tuple[str, str]:
+    return result_words(cell), cell.column
 
 
 def _of_attack(cells: list[AttackResult]) -> list[Picture]:
@@ -56,7 +60,7 @@ def _of_attack(cells: list[AttackResult]) -> list[Picture]:
                 f"{_title(key)} {value}"
                 for key, value in zip(others, fixed, strict=True)
             ),
-            f"surface-{cells[0].attack}-{place}",
+            f"surface-{cells[0].attack}-{cells[0].threat.access}-{place}",
             note if place == len(shown) - 1 else "",
         )
         for place, (fixed, group) in enumerate(shown)
@@ -120,7 +124,7 @@ def _takeaway(
     where = " and ".join(
         setting_words(key, worst.settings.get(key)) for key in (across, down) if key
     )
-    begin = f"{attack_words(worst.attack)}{f', {fixed}' if fixed else ''}: "
+    begin = f"{result_words(worst)}{f', {fixed}' if fixed else ''}: "
     if quiet == len(cells):
         return f"{begin}at its control in all {len(cells)} cells."
     most = quantity(_leak(worst, metric), worst.units[metric])

@@ -84,7 +84,7 @@ def _threats(results: tuple[AttackResult, ...]) -> list[tuple[str, str, str, str
     for each in results:
         threat = each.threat
         key = (threat.adversary, wording.threat_words(threat), threat.goal)
-        name = wording.attack_words(each.attack)
+        name = wording.result_words(each)
         names = found.setdefault(key, [])
         if name not in names:
             names.append(name)

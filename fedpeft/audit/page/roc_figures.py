@@ -22,7 +22,7 @@ from fedpeft.audit.page.drawing import (
 )
 from fedpeft.audit.page.spread_figures import title
 from fedpeft.audit.results import AttackResult, Estimate
-from fedpeft.audit.wording import UNKNOWN, interval, percent
+from fedpeft.audit.wording import UNKNOWN, control_words, interval, percent
 
 _RATES = {0.1: "", 0.01: "tpr_at_fpr_1e-2", 0.001: "tpr_at_fpr_1e-3"}
 """Rate of false alarms -> the metric that says, with an interval, what is found."""
@@ -68,9 +68,9 @@ def _picture(
     rate = min(rates, default=max(0.1, finest))
     words = (
         f"{title(result, others)}: at {percent(rate)} false alarms it finds "
-        f"{_words(_at(result.metrics, own, rate))} of the members, with another "
-        f"client's update {_words(_at(result.prior_only, control, rate))}; a coin "
-        f"{percent(rate)}."
+        f"{_words(_at(result.metrics, own, rate))} of the members, "
+        f"{control_words(result)} {_words(_at(result.prior_only, control, rate))}; "
+        f"a coin {percent(rate)}."
     )
     with canvas(2.6) as (figure, axes):
         _draw(axes, own, control, finest)
@@ -140,7 +140,7 @@ def _draw(
 ) -> None:
     marks = (
         ("the attack", own, LOWER, "-", 1.8),
-        ("control: another's update", control, UPPER, "--", 1.4),
+        ("its control", control, UPPER, "--", 1.4),
     )
     for name, rates, colour, line, width in marks:
         if not rates:

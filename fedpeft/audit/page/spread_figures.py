@@ -25,10 +25,11 @@ from fedpeft.audit.page.drawing import (
 from fedpeft.audit.reading import difference_words, headline
 from fedpeft.audit.results import AttackResult, Column
 from fedpeft.audit.wording import (
-    attack_words,
+    control_words,
     interval,
     metric_words,
     quantity,
+    result_words,
 )
 
 _BINS = 20
@@ -61,7 +62,7 @@ def _spread(
     control = _sorted(result.control_values.get(metric, ()))
     words = (
         f"{title(result, others)}, {metric_words(metric)}: {_two(own, unit)} for the "
-        f"worst-hit record; with another client's update {_two(control, unit)}."
+        f"worst-hit record; {control_words(result)} {_two(control, unit)}."
     )
     with canvas(1.9) as (figure, axes):
         _mirror(axes, own, control, unit)
@@ -77,7 +78,7 @@ def _spread(
 def title(result: AttackResult, others: Sequence[AttackResult]) -> str:
     """Returns an attack's name, and what tells it from others of that name."""
     variant = difference_words(result, others)
-    return f"{attack_words(result.attack)}{f' ({variant})' if variant else ''}"
+    return f"{result_words(result)}{f' ({variant})' if variant else ''}"
 
 
 def _sorted(values: Iterable[float]) -> list[float]:
@@ -122,7 +123,7 @@ def _mirror(
     looks: dict[int, dict[str, Any]] = {
         1: {"label": "the attack", "facecolor": LOWER, "edgecolor": PAPER},
         -1: {
-            "label": "control: another's update",
+            "label": "its control",
             "facecolor": "none",
             "edgecolor": UPPER,
             "hatch": "/////",
