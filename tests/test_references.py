@@ -8,7 +8,7 @@ import torch
 
 from fedpeft.attacks.attack import Knowledge
 from fedpeft.data.rotten_tomatoes import load
-from fedpeft.errors import ConfigError
+from fedpeft.errors import ConfigError, RunError
 from fedpeft.model import build_model, shared_state
 from simulations.references import with_references
 from tests.helpers import small_config
@@ -72,4 +72,18 @@ def test_what_cannot_be_trained_is_one_clear_line(plain: Knowledge) -> None:
     peft = plain.config.peft.model_copy(update={"share": ("head",)})
     config = plain.config.model_copy(update={"peft": peft})
     with pytest.raises(ConfigError, match=r"\[peft\] share: expected none"):
+        _references(dataclasses.replace(plain, config=config))
+
+
+def test_training_that_diverges_is_one_clear_line(
+    plain: Knowledge, small_reviews: Path
+) -> None:
+    wild = (
+        "training.optimizer=sgd",
+        "training.learning_rate=3e38",
+        "training.momentum=0.9",
+        "training.local_epochs=9",
+    )
+    config = small_config(small_reviews, *HEAD, *NONE, *wild)
+    with pytest.raises(RunError, match="their training diverged"):
         _references(dataclasses.replace(plain, config=config))

@@ -132,6 +132,35 @@ def test_a_bound_stands_beside_no_attack_that_it_does_not_cover() -> None:
     assert odds(audit(attacks=(read,))).measured is not None
 
 
+def test_what_saw_aggregates_alone_is_told_from_what_saw_updates() -> None:
+    rates = {"auc": ("share", 0.9, 0.6, 0.5)}
+    shown, together, released = (
+        attack("update_membership", rates, ThreatModel("A", access, "membership"))
+        for access in ("updates", "aggregate", "final-model")
+    )
+    found = audit(attacks=(shown, together, released))
+    name = "Membership from updates"
+    sentences = [each for each in said(found) if each.startswith(name)]
+    control = ["with another client's update", "without this client's", "another model"]
+    assert len(sentences) == 3
+    for words in control:
+        assert sum(words in each for each in sentences) == 1
+    assert sum("(aggregates alone)" in each for each in sentences) == 1
+    assert f"{name} (aggregates alone)" in text(found)
+    gate = judge_policy(default_policy(), audit(attacks=(together,))).lines
+    assert any("(aggregates alone)" in each.detail for each in gate)
+
+
+def test_a_surface_draws_updates_and_aggregates_apart() -> None:
+    cells = surface()
+    together = tuple(
+        replace(cell, threat=replace(cell.threat, access="aggregate")) for cell in cells
+    )
+    apart = [picture.name for picture in surface_pictures((*cells, *together))]
+    assert len(apart) == 2 * len(surface_pictures(cells))
+    assert len(set(apart)) == len(apart)
+
+
 def test_the_odds_are_among_as_many_as_were_measured() -> None:
     name = "identification_top1"
     ten = attack("head_leak", {name: ("share", 0.2, 0.1, 0.1)})
