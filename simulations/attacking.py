@@ -34,21 +34,18 @@ def run_attacks(
 
     On what a server sees first; then, if that is asked for, on what all see.
     """
+    views: list[tuple[Access | None, Sequence[Case]]] = [(None, cases)]
+    if attacks_aggregates(stage.config):
+        views.append(("aggregate", only_aggregates(cases)))
     results = []
-    for name, attack in attacks_of(stage.config):
-        if column == "this-run" and _makes_its_own(attack):
-            continue  # what it looks at would be no part of this run
-        say(f"attack: {name}")
-        results.append(_run_attack(stage, name, attack, cases, column))
-    if not attacks_aggregates(stage.config):
-        return results
-    cases = only_aggregates(cases)
-    for name, attack in attacks_of(stage.config):
-        if attack.needs.access == "aggregate":
-            say(f"attack on aggregates: {name}")
-            results.append(
-                _run_attack(stage, name, attack, cases, column, access="aggregate")
-            )
+    for access, shown in views:
+        for name, attack in attacks_of(stage.config):
+            if column == "this-run" and _makes_its_own(attack):
+                continue  # what it looks at would be no part of this run
+            if access not in (None, attack.needs.access):
+                continue
+            say(f"attack: {name}{' on aggregates' if access else ''}")
+            results.append(_run_attack(stage, name, attack, shown, column, access))
     return results
 
 
@@ -84,7 +81,7 @@ def _run_attack(
     attack: Attack[Any],
     cases: Sequence[Case],
     column: Column,
-    access: Access | None = None,
+    access: Access | None,
 ) -> AttackResult:
     """Gives an attack just what it needs, and judges it.
 
@@ -113,7 +110,7 @@ def _run_attack(
         if crafted is not None:
             cases = provoke(stage, crafted)
             facts = {"clients refuse the state": is_suspected(stage, crafted)}
-    form = release_form(stage.config)
+    form = release_form(stage.config, access)
     threat = replace(needs, access=access, release=form)
     is_adaptive = stage.config.training.optimizer == "adamw"
     if attack.undoes_optimizer and threat.adversary in "AB" and is_adaptive:
@@ -184,9 +181,14 @@ def _of_model(observation: Observation, knowledge: Knowledge) -> Observation:
     )
 
 
-def release_form(config: RunConfig) -> ReleaseForm:
-    """Returns what an update has gone through before it is seen."""
-    noised, dense = config.is_dp_sgd, config.compression.name == "dense"
+def release_form(config: RunConfig, access: Access) -> ReleaseForm:
+    """Returns what has been done to what is seen.
+
+    A server that owes privacy adds its noise to the sum: to all but single updates.
+    """
+    is_single = access in ("update", "updates")
+    noised = config.is_dp_sgd or (config.privacy.unit == "client" and not is_single)
+    dense = config.compression.name == "dense"
     if noised:
         return "noised" if dense else "noised-compressed"
     return "raw" if dense else "compressed"

@@ -50,6 +50,11 @@ _NO_AGGREGATE = (
     "participant sees: set [audit] aggregate = true."
 )
 
+_SHARED = (
+    "The clients of a cohort share its aggregate and its noise: intervals of attacks "
+    "on aggregates are of this audit's cohorts, and narrow for others."
+)
+
 
 def audit_run(
     output: Path,
@@ -247,7 +252,7 @@ def _audit(
         limitations=(
             *limitations,
             *(LIMITATIONS if config.is_private else ()),
-            *([] if attacks_aggregates(config) else [_NO_AGGREGATE]),
+            _SHARED if attacks_aggregates(config) else _NO_AGGREGATE,
             *_untried(attacks),
         ),
         provenance={
@@ -264,7 +269,14 @@ def _untried(attacks: Sequence[AttackResult]) -> list[str]:
     """Says which attacks the report does not speak of, and why."""
     tried = {result.attack for result in attacks}
     left_out = [name for name in ATTACKS if name not in tried]
-    limits = [f"{r.attack}: not tried, {r.misfit}." for r in attacks if r.misfit]
+    lacks: dict[tuple[str, str], str] = {}
+    for result in attacks:
+        if result.misfit:
+            view = " on aggregates" if result.threat.access == "aggregate" else ""
+            lacks.setdefault((result.attack, result.misfit), view)
+    limits = [
+        f"{name}{view}: not tried, {lack}." for (name, lack), view in lacks.items()
+    ]
     if left_out:
         limits.append(f"Not asked for: {', '.join(left_out)}.")
     return limits

@@ -18,7 +18,7 @@ from client.site import Site, open_site
 from client.suspicion import suspicion
 from fedpeft import keys
 from fedpeft.attacks.attack import Case, Knowledge, Observation, Secret, Seen
-from fedpeft.audit.observing import seen_by_client
+from fedpeft.audit.observing import broadcast_states, seen_by_client
 from fedpeft.audit.recording import Records, read_records
 from fedpeft.compression import COMPRESSORS
 from fedpeft.config import RunConfig
@@ -28,6 +28,7 @@ from fedpeft.interfaces import Payload
 from fedpeft.model import TaskModel, build_model, shared_state
 from fedpeft.seeds import generator
 from fedpeft.tensors import Tensors
+from server.checkpoint import load_checkpoint
 from simulations.engine import simulate
 
 _MOST_SURROGATE = 8000
@@ -99,14 +100,16 @@ def observe(
     """
     key = x25519.X25519PrivateKey.generate()
     public, config = keys.public_of(key), detached(config)
+    final = following = None
     try:
         simulate(config, output, most_rounds=most_rounds, auditor=public)
         final = load_file(output / "model" / "adapter.safetensors")
     except RunStopped:
-        final = None
+        progress = load_checkpoint(output / "checkpoint", config.hash)
+        following = progress.trainable  # the next round would have begun with it
     config = RunConfig.from_file(output / "config.toml")
     records = read_records(output, config.run.id or "", key)
-    return cases_of(set_stage(config), records, final)
+    return cases_of(set_stage(config), records, final, following)
 
 
 def detached(config: RunConfig) -> RunConfig:
@@ -119,7 +122,12 @@ def detached(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"run": run})
 
 
-def cases_of(stage: Stage, records: Records, final: Tensors | None) -> list[Case]:
+def cases_of(
+    stage: Stage,
+    records: Records,
+    final: Tensors | None,
+    following: Tensors | None = None,
+) -> list[Case]:
     """Returns one case a client that answered, at most ``[audit] victims``.
 
     Args:
@@ -127,15 +135,26 @@ def cases_of(stage: Stage, records: Records, final: Tensors | None) -> list[Case
         records: what it kept.
         final: tensors of the released model, further ones ignored; None if there is
             none.
+        following: what the round after the last one kept would have started from; None
+            takes the released model, unless that is a mean of several.
     """
-    seen = seen_by_client(records, stage.config, stage.model)
+    config, model = stage.config, stage.model
+    seen = seen_by_client(records, config, model)
+    broadcast = broadcast_states(records, config, model)
     if final is not None:
-        final = {name: final[name] for name in shared_state(stage.model)}
-    return _cases(stage, seen, final)
+        final = {name: final[name] for name in shared_state(model)}
+        following = final if config.run.average_last == 1 else following
+    if following is not None and broadcast:
+        following = {name: following[name] for name in shared_state(model)}
+        broadcast[max(broadcast) + 1] = following
+    return _cases(stage, seen, broadcast, final)
 
 
 def _cases(
-    stage: Stage, seen: Mapping[int, tuple[Seen, ...]], final: Tensors | None
+    stage: Stage,
+    seen: Mapping[int, tuple[Seen, ...]],
+    broadcast: Mapping[int, Tensors],
+    final: Tensors | None,
 ) -> list[Case]:
     task = stage.model.task
     knowledge = Knowledge(stage.model, stage.config, task.encode(stage.surrogate))
@@ -147,6 +166,7 @@ def _cases(
                 knowledge,
                 seen[client],
                 tuple(seen[other] for other in seen if other != client),
+                broadcast,
                 final,
             ),
             Secret(task.encode(stage.parts[client]), decoys),
@@ -198,7 +218,7 @@ def provoke(stage: Stage, crafted: Tensors) -> list[Case]:
     request = _request(site, crafted)
     victims = range(min(len(stage.parts), stage.config.audit.victims))
     seen = {client: (_provoked(site, client, request, crafted),) for client in victims}
-    return _cases(stage, seen, None)
+    return _cases(stage, seen, {}, None)
 
 
 def is_suspected(stage: Stage, crafted: Tensors) -> bool:

@@ -47,7 +47,7 @@ def read(seen: Seen, knowledge: Knowledge, relative_noise: float = 0.0) -> Readi
         relative_noise: that each tensor is known to carry, over its own norm.
     """
     config = knowledge.config
-    noise = _common_noise(seen.update) if config.is_dp_sgd else 0.0
+    noise = _common_noise(seen.update) if knowledge.is_noised else 0.0
     bits = _BITS[str(config.compression.options.get("dtype", "fp32"))]
     exact = scale(rounding(seen.state, seen.update), local_steps(config) ** 0.5)
     values, deviations = {}, {}

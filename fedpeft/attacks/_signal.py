@@ -14,7 +14,7 @@ def signal_rows(
 ) -> torch.Tensor:
     """Returns the rows' significant part, in units of the noise of one entry.
 
-    The noise is at least what rounding does; under DP-SGD as much as the update is
+    The noise is at least what rounding does; under privacy as much as the update is
     large, since there it is hardly anything else; and what the rows have beyond the
     directions that tokens can give them.
 
@@ -29,7 +29,7 @@ def signal_rows(
         sqrt(width)`` of Marchenko & Pastur (1967).
     """
     seen = observation.seen
-    deviations = [_noise(part, observation.knowledge.config.is_dp_sgd) for part in seen]
+    deviations = [_noise(part, observation.knowledge.is_noised) for part in seen]
     rows = stacked_rows([part.update for part in seen], deviations, names)
     if len(rows) == 0:
         return rows
@@ -43,10 +43,10 @@ def signal_rows(
     return signal
 
 
-def _noise(seen: Seen, is_dp_sgd: bool) -> Tensors:
+def _noise(seen: Seen, is_noised: bool) -> Tensors:
     """Returns the deviation of the noise on each entry of an update."""
     deviations = rounding(seen.state, seen.update)
-    if not is_dp_sgd:  # none, or added by the server to the sum of many
+    if not is_noised:
         return deviations
     level = flatten(seen.update).double().square().mean().sqrt()
     return {name: entry.clamp(min=level) for name, entry in deviations.items()}

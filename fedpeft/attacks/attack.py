@@ -2,13 +2,13 @@
 
 An attack sees exactly what its threat model grants. Its guess is scored by somebody
 else, who holds the secret, and beside two controls: a *baseline*, which guesses without
-any observation, and the *prior-only control*, the same attack on another client's
-update. What exceeds the control is what the update told.
+any observation, and the *prior-only control*, the same attack without the client, such
+as on another one's update. What exceeds the control is what the client gave away.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Generic, TypeVar
 
 import torch
@@ -38,12 +38,14 @@ class Seen:
         update: what it answered, decoded: local minus global. Where only the aggregate
             is seen, how the server's state changed.
         num_examples: how many it says it has; None where it does not tell.
+        in_vain: whether the round was done again without it: no model has it in it.
     """
 
     server_round: int
     state: Tensors
     update: Tensors
     num_examples: int | None = None
+    in_vain: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +60,7 @@ class Knowledge:
         references: trainable states of models trained like the real one on halves of
             `surrogate`; row k of `reference_members` says on which of them.
         reference_members: shape ``(len(references), len(surrogate))``, bool.
+        sees_aggregates: whether what is seen comes from behind the server's rule.
     """
 
     model: TaskModel
@@ -65,6 +68,13 @@ class Knowledge:
     surrogate: Encoded | None = None
     references: tuple[Tensors, ...] = ()
     reference_members: torch.Tensor | None = None
+    sees_aggregates: bool = False
+
+    @property
+    def is_noised(self) -> bool:
+        """Whether what is seen carries the noise of privacy, the server's included."""
+        by_server = self.config.privacy.unit == "client" and self.sees_aggregates
+        return self.config.is_dp_sgd or by_server
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +85,8 @@ class Observation:
         knowledge: what does not come from this client.
         seen: one client's rounds, in order; empty where only the model is seen.
         others: those of other clients in the same rounds.
+        broadcast: round -> the state that it started from, as all participants got it;
+            after the last round seen the next one's, where that is known.
         final: the released model's trainable state.
         candidates: records of which the adversary asks whether they took part.
     """
@@ -82,6 +94,7 @@ class Observation:
     knowledge: Knowledge
     seen: tuple[Seen, ...] = ()
     others: tuple[tuple[Seen, ...], ...] = ()
+    broadcast: Mapping[int, Tensors] = field(default_factory=dict)
     final: Tensors | None = None
     candidates: Encoded | None = None
 
@@ -184,9 +197,7 @@ def with_updates_of(mine: Observation, other: Observation) -> Observation:
     is asked about must not be part of what others look like.
     """
     others = tuple(seen for seen in other.others if seen is not mine.seen)
-    return Observation(
-        other.knowledge, other.seen, others, other.final, mine.candidates
-    )
+    return replace(other, others=others, candidates=mine.candidates)
 
 
 def neighbours(cases: Sequence[Case]) -> list[Case]:

@@ -71,7 +71,7 @@ class GradientMatching(ImageAttack):
         seen = max(observation.seen, key=_richness)
         labels = labels_of(knowledge, seen, self.num_images)
         mean = prior.mean.expand(self.num_images, -1)
-        if labels is None:
+        if labels is None or not any(t.any() for t in seen.update.values()):
             return mean.view(-1, *prior.shape)
         load_trainable_state(knowledge.model, seen.state)
         knowledge.model.module.eval()

@@ -11,7 +11,7 @@ from typing import Literal
 Adversary = Literal["A", "B", "C", "D", "E", "F", "G", "H"]
 
 ADVERSARIES: dict[Adversary, str] = {
-    "A": "an eavesdropper, who knows the model and sees updates",
+    "A": "an eavesdropper, who knows the model",
     "B": "an informed one, who also knows what such data look like in general",
     "C": "one who also knows how clients train: rate, steps, optimiser, batch",
     "D": "one who also holds public data of the same kind",
@@ -37,7 +37,7 @@ Access = Literal["update", "updates", "aggregate", "final-model"]
 """One round's update of a client, several rounds', only what becomes of a round's
 updates together, only the model."""
 
-# An attack that needs an aggregate makes do with that of one client: its update.
+# An update is an aggregate of one client: an attack that needs no more can be tried.
 _SHOWS: dict[Access, tuple[Access, ...]] = {
     "updates": ("updates", "update", "aggregate", "final-model"),
     "update": ("update", "aggregate"),

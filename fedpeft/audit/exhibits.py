@@ -29,7 +29,7 @@ def choose_exhibits(
     Args:
         attack: that guessed.
         cases: one a victim.
-        guesses: of each victim, with its own updates and with another one's.
+        guesses: of each victim, of what was seen of it and of its control.
         scores: of both guesses, for the first record, by the attack's headline.
     """
     order = sorted(range(len(cases)), key=lambda victim: -scores[victim][0])

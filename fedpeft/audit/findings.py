@@ -219,7 +219,7 @@ def _no_leak(audit: Audit) -> Iterator[Finding]:
     text = f"None of the {len(tried)} attacks tried did better than"
     if len(tried) == 1:
         text = "The one attack tried did no better than"
-    text += " without the client"
+    text += " its control"
     if differences:
         text += f"; 95 % upper limit {quantity(max(differences), 'share')} above it"
     advice = "This holds for these attacks at this size; audit again when either grows."

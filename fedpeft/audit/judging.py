@@ -23,7 +23,7 @@ _DECIMALS = 4
 
 
 class _Run(NamedTuple):
-    """One victim: what was guessed, with another's updates too, and all scores."""
+    """One victim: what was guessed, of its control too, and all scores."""
 
     guesses: tuple[Any, Any]
     own: Scores
@@ -41,7 +41,7 @@ def judge(
     column: Column = "replay",
     classes: Sequence[str] = (),
 ) -> AttackResult:
-    """Attacks every case, and every case with another one's updates.
+    """Attacks every case, and every case's control: mostly another one's updates.
 
     **Guarantees**: an attack that needs more than is granted is not run. What it is
     given holds no secret. Equal seeds give equal results. Fewer than two cases leave no

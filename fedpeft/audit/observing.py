@@ -25,12 +25,7 @@ def seen_by_client(
     """
     template = shared_state(model)
     compressor = build(COMPRESSORS, config.compression, "compression")
-    dense = COMPRESSORS["dense"]()
-    states = {
-        server_round: _decode(dense, payload, template)
-        for server_round, payload in records.states.items()
-        if server_round <= config.run.rounds
-    }
+    states = broadcast_states(records, config, model)
     seen: dict[int, list[Seen]] = {}
     for answer in records.answers:
         if not answer.payload or not _is_possible(answer, config):
@@ -44,16 +39,34 @@ def seen_by_client(
             update = _decode(compressor, answer.payload, template)
         except InvalidPayload:
             continue
-        told = int(answer.header.get("num_examples", -1))
-        number = told if told >= 0 else None
-        part = Seen(answer.server_round, states[answer.server_round], update, number)
+        told = answer.header.get("num_examples")
+        number = told if isinstance(told, int) and told > 0 else None
+        state = states[answer.server_round]
+        part = Seen(answer.server_round, state, update, number, answer.in_vain)
         seen.setdefault(answer.client, []).append(part)
     return {client: tuple(parts) for client, parts in sorted(seen.items())}
 
 
+def broadcast_states(
+    records: Records, config: RunConfig, model: TaskModel
+) -> dict[int, Tensors]:
+    """Returns the state that each round started from, in order.
+
+    Raises:
+        InvalidPayload: if one is no state of this model.
+    """
+    dense, template = COMPRESSORS["dense"](), shared_state(model)
+    return {
+        server_round: _decode(dense, payload, template)
+        for server_round, payload in sorted(records.states.items())
+        if server_round <= config.run.rounds
+    }
+
+
 def _is_possible(answer: Answer, config: RunConfig) -> bool:
     known = answer.client < config.partition.num_clients
-    return known and answer.server_round <= config.run.rounds
+    accepted = answer.header.get("code", "ok") == "ok"
+    return known and accepted and answer.server_round <= config.run.rounds
 
 
 def _decode(compressor: Compressor, payload: bytes, like: Tensors) -> Tensors:

@@ -102,12 +102,17 @@ class Recorder:
 
 @dataclass(frozen=True)
 class Answer:
-    """One client's answer in one round, as it was on the wire."""
+    """One client's answer in one round, as it was on the wire.
+
+    Attributes:
+        in_vain: whether the round was done again, and then without this client.
+    """
 
     server_round: int
     client: int
     header: Header
     payload: bytes
+    in_vain: bool = False
 
 
 @dataclass(frozen=True)
@@ -144,10 +149,12 @@ def read_records(output: Path, run: str, key: x25519.X25519PrivateKey) -> Record
             newest[place] = label, payload
     states, answers = {}, []
     for (server_round, client), (label, payload) in newest.items():
+        begun = newest.get((server_round, None))
         if client is None:
             states[server_round] = payload
         else:
-            answers.append(Answer(server_round, client, label.header, payload))
+            in_vain = begun is not None and begun[0].number > label.number
+            answers.append(Answer(server_round, client, label.header, payload, in_vain))
     answers.sort(key=lambda answer: (answer.server_round, answer.client))
     return Records(states, tuple(answers))
 

@@ -43,7 +43,7 @@ class Slice:
     Attributes:
         victims: how many hold records of this class alone.
         found: by the attack.
-        control: with another client's update.
+        control: the same without the client.
     """
 
     victims: int
@@ -59,7 +59,7 @@ class Exhibit:
         kind: ``text``, or ``image``: then all three are PNG files in base64.
         truth: the victim's first record.
         guess: what the attack made of the update.
-        control: what it made of another client's.
+        control: what it made of its control.
         score: of the guess, by the attack's headline.
         control_score: of the control.
     """
@@ -89,13 +89,14 @@ class AttackResult:
         records: how many records were guessed at.
         metrics: by name.
         baseline: by name: the best guess without any observation.
-        prior_only: by name: the same attack on another client's update.
+        prior_only: by name: the same attack without the client: on another client's
+            update, an aggregate without this client's, or another model.
         difference: by name: attack minus prior-only control, paired by victim.
         settings: the attack's hyperparameters, and what was varied.
         seconds: of wall time.
         misfit: why it could not be tried; then there are no metrics. None if it was.
         values: by name: one value a record, in victims' order, 4 decimals.
-        control_values: by name: the same with another client's update.
+        control_values: by name: the same of the control.
         by_class: by the name of a class, where each victim holds records of one alone.
         exhibits: of a replay: the best, the middle and the worst guess, best first.
 

@@ -117,14 +117,15 @@ def adversary_words(threat: ThreatModel) -> str:
     'whoever sees one update of a client, the server included, and knows the model'
     """
     sees, knows = _ACCESS[threat.access], _KNOWS[threat.adversary]
-    return f"whoever {sees}, the server included, and {knows}"
+    server = "" if threat.access == "aggregate" else ", the server included"
+    return f"whoever {sees}{server}, and {knows}"
 
 
 def threat_words(threat: ThreatModel) -> str:
     """Returns an adversary in a sentence's part.
 
     >>> threat_words(ThreatModel("A", "update", "reconstruct"))
-    'an eavesdropper, who knows the model and sees updates; sees one update of a client'
+    'an eavesdropper, who knows the model; sees one update of a client'
     """
     words = f"{ADVERSARIES[threat.adversary]}; {_ACCESS[threat.access]}"
     if threat.backbone == "unverified":

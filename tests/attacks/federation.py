@@ -136,13 +136,14 @@ def cases_of(
     parts = [sentences(1, seed=100 + client) for client in range(victims)]
     decoys = sentences(strangers, seed=50)
     seen, final = play(knowledge, start_of(knowledge), parts, rounds)
-    cases = []
+    cases, after = [], rounds + 1
     for client, part in enumerate(parts):
         others = [rounds for other, rounds in enumerate(seen) if other != client]
         observation = Observation(
             knowledge,
             tuple(seen[client]),
             tuple(map(tuple, others)),
+            {**{part.server_round: part.state for part in seen[client]}, after: final},
             final,
             part.joined(decoys),
         )

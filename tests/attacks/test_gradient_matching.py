@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedpeft.attacks._images import blank_prior
+from fedpeft.attacks._images import blank_prior, prior_of
 from fedpeft.attacks._simulated import SimulatedClient, labels_of
 from fedpeft.attacks.attack import Knowledge, Observation, Secret, Seen
 from fedpeft.attacks.gradient_matching import (
@@ -22,7 +22,7 @@ from fedpeft.model import TaskModel, trainable_state
 from fedpeft.peft import Bias
 from fedpeft.privacy import DpSgd, NonPrivate
 from fedpeft.tasks import ImageClassification, ImageClassifier
-from fedpeft.tensors import norm, subtract
+from fedpeft.tensors import norm, subtract, zeros_like
 from fedpeft.training import train_locally
 from tests.helpers import tiny_vit
 
@@ -198,3 +198,14 @@ def test_a_start_from_the_span_wants_a_span() -> None:
     attack = GradientMatching(from_span=True)
     reason = "no trained matrix reads the first block's input"
     assert attack.misfit(observation.knowledge) == reason
+
+
+def test_of_an_update_that_moves_nothing_the_mean_image_is_left() -> None:
+    observation, _ = observed(images(1, seed=3))
+    (seen,) = observation.seen
+    still = replace(seen, update=zeros_like(seen.update))
+    guess = GradientMatching().run(
+        replace(observation, seen=(still,)), torch.Generator()
+    )
+    prior = prior_of(observation.knowledge)
+    assert torch.equal(guess, prior.mean.view(1, *prior.shape))

@@ -40,6 +40,20 @@ def test_answers_of_no_client_and_no_round_spoil_no_audit(
     assert {client: len(parts) for client, parts in seen.items()} == {0: 1, 2: 1}
 
 
+def test_what_the_server_refused_is_not_seen_and_forged_numbers_are_none(
+    config: RunConfig, model: TaskModel, payload: bytes
+) -> None:
+    headers: list[dict[str, str | int]] = [
+        {"code": "ok", "num_examples": 7},
+        {"code": "budget-exhausted", "num_examples": 7},
+        {"code": "ok", "num_examples": "many"},
+    ]
+    answers = tuple(Answer(1, n, header, payload) for n, header in enumerate(headers))
+    seen = seen_by_client(Records({1: payload}, answers), config, model)
+    numbers = {client: part.num_examples for client, (part,) in seen.items()}
+    assert numbers == {0: 7, 2: None}
+
+
 def test_answers_without_the_state_of_their_round_are_refused(
     config: RunConfig, model: TaskModel, payload: bytes
 ) -> None:

@@ -215,7 +215,7 @@ def test_a_leak_is_never_called_absent() -> None:
     alone = said(audit(attacks=(span_text(0.03),)))
     assert any(each.startswith("The one attack tried did no better") for each in alone)
     (quiet,) = (each for each in said(audit()) if each.startswith("None of"))
-    assert quiet.startswith("None of the 4 attacks tried did better than without")
+    assert quiet.startswith("None of the 4 attacks tried did better than its")
     assert "95 % upper limit 4" in quiet
 
 

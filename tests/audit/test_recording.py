@@ -84,9 +84,9 @@ def test_a_round_that_is_done_again_replaces_its_own(
     again.answer(1, 2, {"code": "ok"}, b"came at last")
     records = read_records(folder.parent, RUN, key)
     assert records.states == {1: b"sent again"}
-    assert [(a.client, a.payload) for a in records.answers] == [
-        (2, b"came at last"),
-        (12, b"came"),
+    assert [(a.client, a.payload, a.in_vain) for a in records.answers] == [
+        (2, b"came at last", False),
+        (12, b"came", True),  # somebody saw it all the same
     ]
 
 

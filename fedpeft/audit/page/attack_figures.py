@@ -48,9 +48,9 @@ def _forest(column: Column, unit: str, rows: _Rows) -> Picture:
         if is_above_control(result, metric)
     ]
     if above:
-        words = f"Above the control, the same without the client: {', '.join(above)}."
+        words = f"Above its control: {', '.join(above)}."
     else:
-        words = "No figure is above its control, the same without the client."
+        words = "No figure is above its control."
     with canvas(0.75 + 0.4 * len(rows)) as (figure, axes):
         scale = 100.0 if unit == "share" else 1.0
         across = axes.get_yaxis_transform()

@@ -115,7 +115,7 @@ def flow(order: object) -> list[Stage]:
         *stages[:end],
         Stage("The update", "on the wire: here an adversary looks", seen=True),
         *stages[end:],
-        Stage("The mean", "of a round's updates, at the server"),
+        Stage("The mean", "of a round's updates: all see the next model", seen=True),
         Stage("The model", "is released", seen=True),
     ]
 
