@@ -163,6 +163,7 @@ def test_without_the_key_what_was_recorded_stays_closed(recorded: Path) -> None:
     audit = audit_run(recorded, say=lambda text: None)
     assert {result.column for result in audit.attacks} == {"replay"}
     assert any("no auditor's key" in limit for limit in audit.limitations)
+    assert any("[audit] aggregate = true" in limit for limit in audit.limitations)
 
 
 def _handed_over(recorded: Path, tmp_path: Path) -> tuple[Path, Path]:
