@@ -8,9 +8,7 @@ The control is what the rule of the server would have made of the same rounds wi
 the client that is asked about. What exceeds it is what taking part gives away.
 
 **Not guaranteed**: victims that are independent. Those of one cohort are in the same
-aggregate, so an interval over them is of this run's cohorts. And what every record
-moves a little, such as the commonest label, the client's own moves too: the difference
-is what it added, not what an adversary can tell of it alone.
+aggregate, so an interval over them is of this run's cohorts.
 """
 
 from collections.abc import Mapping, Sequence

@@ -41,12 +41,14 @@ class HeadGuess:
         features: one a label, up to its length, shape ``(n, features)``.
         model: that everybody builds.
         seen: the round of which this is.
+        is_of_cohort: whether the records are a whole cohort's.
     """
 
     labels: torch.Tensor
     features: torch.Tensor
     model: TaskModel
     seen: Seen
+    is_of_cohort: bool
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ class HeadLeak(Attack[HeadGuess]):
     """Reads the first round that was seen.
 
     **Not guaranteed**: features of several records of one class; what is found is then
-    a mixture of theirs.
+    a mixture of theirs. Of an aggregate labels are not scored: all classes of a cohort
+    are among them, and none is anybody's.
 
     Attributes:
         num_records: how many a client is believed to train on in a round; None takes
@@ -89,7 +92,8 @@ class HeadLeak(Attack[HeadGuess]):
             labels = torch.zeros(number, dtype=torch.int64)
         reading = read(seen, knowledge)
         features = _features_of(reading, knowledge.model, labels)
-        return HeadGuess(labels, features, knowledge.model, seen)
+        of_cohort = knowledge.sees_aggregates
+        return HeadGuess(labels, features, knowledge.model, seen, of_cohort)
 
     def score(self, guess: HeadGuess, secret: Secret) -> Scores:
         """Looks records up among the decoys; of each the nearest feature counts."""
@@ -97,11 +101,11 @@ class HeadLeak(Attack[HeadGuess]):
         best = _cosines(own, guess.features).amax(1)
         rivals = _cosines(others, guess.features).amax(1)
         first = (best[:, None] > rivals).all(1)
-        return {
+        scores = {
             "identification_top1": first.double(),
-            "label_accuracy": _label_hits(guess.labels, secret.examples.labels),
             "feature_cosine": best.double(),
         }
+        return scores | _label_scores(guess, secret)
 
     def baseline(
         self, observation: Observation, secret: Secret, rng: torch.Generator
@@ -116,17 +120,18 @@ class HeadLeak(Attack[HeadGuess]):
             torch.zeros(0),
             knowledge.model,
             observation.seen[0],
+            knowledge.sees_aggregates,
         )
         own, others = _known_features(guess, secret)
         mean = (
             others.mean(0, keepdim=True) if len(others) else torch.zeros_like(own[:1])
         )
         chance = 1 / (1 + len(others))
-        return {
+        scores = {
             "identification_top1": torch.full((len(truth),), chance).double(),
-            "label_accuracy": _label_hits(guess.labels, truth),
             "feature_cosine": _cosines(own, mean)[:, 0].double(),
         }
+        return scores | _label_scores(guess, secret)
 
 
 def _head(model: TaskModel) -> tuple[str, str, str] | None:
@@ -182,13 +187,15 @@ def _cosines(rows: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     return F.normalize(rows.double(), dim=1) @ F.normalize(others.double(), dim=1).t()
 
 
-def _label_hits(guessed: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
-    """Returns 1 for every record whose label is left among the guesses, in turn.
+def _label_scores(guess: HeadGuess, secret: Secret) -> Scores:
+    if guess.is_of_cohort:
+        return {}
+    return {"label_accuracy": _label_hits(guess.labels, secret.examples.labels)}
 
-    As many guesses count as there are records, the likeliest: all classes are among
-    those for a whole cohort.
-    """
-    left = guessed[: len(true)].tolist()
+
+def _label_hits(guessed: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+    """Returns 1 for every record whose label is left among the guesses, in turn."""
+    left = guessed.tolist()
     hits = []
     for label in true.tolist():
         hits.append(float(label in left))
