@@ -2,7 +2,6 @@
 
 import csv
 import os
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,12 +18,6 @@ from fedpeft.data.rotten_tomatoes import load as rotten_tomatoes_examples
 
 settings.register_profile("ci", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("ci")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts files of long tests first: workers that take whole files end together."""
-    long = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -long[item.path])
 
 
 @pytest.fixture(scope="session", autouse=True)
