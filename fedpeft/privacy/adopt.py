@@ -156,13 +156,15 @@ def _costliest(known: list[Entry], data_source: str) -> Entry:
 
 
 def _number(value: object) -> float:
-    is_noise = isinstance(value, float | int) and 0 < value < math.inf
-    return float(value) if is_noise else 0.0  # type: ignore[arg-type]
+    if isinstance(value, float | int) and 0 < value < math.inf:
+        return float(value)
+    return 0.0
 
 
 def _share(value: object) -> float:
-    is_share = isinstance(value, float | int) and 0 < value <= 1
-    return float(value) if is_share else 1.0  # type: ignore[arg-type]
+    if isinstance(value, float | int) and 0 < value <= 1:
+        return float(value)
+    return 1.0
 
 
 def _count(value: object) -> int:
